@@ -1,0 +1,1 @@
+"""audit-cli: may this image model be deployed?"""
