@@ -19,10 +19,11 @@ from audit_cli.errors import UnsupportedError
 class Classifier(nn.Module):
     """An image classifier over pixels.
 
-    module: maps normalised images (N, 3, H, W) to logits (N, num_classes). head: dotted name of its last linear layer.
-    mean, std: per-channel normalisation in units of [0, 1] pixels. size: the (H, W) the model was built for, or None
-    when it takes any. arch: a printable architecture name. labels: class names in logit order, empty when the checkpoint
-    has none. names: module tensor name -> checkpoint tensor name, for writing weights back under the names they came in.
+    module: maps normalised images (N, 3, H, W) to logits (N, num_classes). head: dotted name of its last linear
+    layer. mean, std: per-channel normalisation in units of [0, 1] pixels. size: the (H, W) the model was built for,
+    or None when it takes any. arch: a printable architecture name. labels: class names in logit order, empty when
+    the checkpoint has none. names: module tensor name -> checkpoint tensor name, for writing weights back under the
+    names they came in.
     """
 
     def __init__(
@@ -49,9 +50,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         if not isinstance(self.head, nn.Linear):
-            raise UnsupportedError(
-                f"{arch}: head `{head}` is not a linear layer; pass --arch with a factory of your own"
-            )
+            raise UnsupportedError(f"{arch}: head `{head}` is not a linear layer; pass --arch with your own factory")
 
     @property
     def head(self) -> nn.Linear:
@@ -96,6 +95,11 @@ class Classifier(nn.Module):
         twin.mean = torch.tensor(mean, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
         twin.std = torch.tensor(std, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
         return twin
+
+    def on(self, device: torch.device) -> Classifier:
+        """Moves itself to `device`, in the memory layout convolutions are fastest in, and returns itself."""
+        self.to(device)
+        return self.to(memory_format=torch.channels_last)
 
     def clone(self) -> Classifier:
         """An independent copy of everything."""

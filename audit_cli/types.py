@@ -7,15 +7,12 @@ everywhere; normalisation is part of the classifier, so a trigger lives in pixel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-
-from audit_cli.errors import BudgetExceeded
 
 if TYPE_CHECKING:
     from audit_cli.classifier import Classifier
@@ -42,6 +39,11 @@ class TrustedData:
     def per_class(self) -> tuple[int, ...]:
         return tuple(torch.bincount(self.labels, minlength=len(self.class_names)).tolist())
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.images.shape[1], self.images.shape[2], self.images.shape[3]
+
     def take(self, index: Tensor) -> TrustedData:
         """The images at `index` (M,) int64, in that order."""
         return TrustedData(self.images[index], self.labels[index], self.class_names, self.digest, self.source)
@@ -60,10 +62,25 @@ class TrustedData:
 
 
 class TriggerFamily(Protocol):
-    """One parametric way to alter an image. All tensors carry a leading class axis K, so one batch serves all classes."""
+    """One parametric way to alter an image. Every tensor has a leading class axis K: one batch serves all classes."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def lr(self) -> float:
+        """Adam's step size for this family's parameters."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """First weight of the size in the objective."""
+        ...
+
+    @property
+    def growth(self) -> float:
+        """Factor by which that weight grows while the trigger works."""
+        ...
 
     def initial(self, classes: int, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Fresh parameters for `classes` triggers on images of `shape` (C, H, W); every tensor has K in front."""
@@ -170,9 +187,9 @@ class Silent:
 
 
 class Detector(Protocol):
-    """Measures a suspect. Randomness, device and precision come from `context`."""
+    """Measures a suspect; findings come as they are made. Randomness, device and precision come from `context`."""
 
-    def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Sequence[Finding]: ...
+    def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterable[Finding]: ...
 
 
 class Repair(Protocol):
@@ -182,7 +199,7 @@ class Repair(Protocol):
 
 
 class Budget(Protocol):
-    """A limit that long loops consult; `check` raises BudgetExceeded with one line saying which limit and the remedy."""
+    """A limit that long loops consult; `check` raises BudgetExceeded, naming the limit and the remedy."""
 
     def check(self) -> None: ...
 
@@ -215,23 +232,3 @@ class Context:
         """Report progress and let the budget speak: called once per optimisation step by every long loop."""
         self.progress.advance(steps, note)
         self.budget.check()
-
-
-__all__ = [
-    "Budget",
-    "BudgetExceeded",
-    "Context",
-    "Detector",
-    "FileDigest",
-    "Finding",
-    "JudgedFinding",
-    "Path",
-    "Progress",
-    "Repair",
-    "Silent",
-    "Trigger",
-    "TriggerFamily",
-    "TrustedData",
-    "Unlimited",
-    "Verdict",
-]

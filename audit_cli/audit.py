@@ -1,0 +1,185 @@
+"""The order of an audit, and nothing else: who is called when.
+
+checkpoint -> Classifier -> sanity gate -> detectors(classifier, trusted) -> [Finding] -> policy.judge -> Verdict
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from audit_cli import models
+from audit_cli.checkpoint import Checkpoint, open_checkpoint
+from audit_cli.classifier import Classifier
+from audit_cli.data import Choice, Preprocessing, RawImages, choose, from_config, prepare, read_images
+from audit_cli.detectors import DETECTORS
+from audit_cli.detectors.sanity import sanity
+from audit_cli.detectors.scope import scope
+from audit_cli.errors import BudgetExceeded
+from audit_cli.inversion import FAMILIES
+from audit_cli.policy import Policy, judge
+from audit_cli.report.document import build_document
+from audit_cli.report.evidence import save_pictures
+from audit_cli.runtime import Stopwatch, environment
+from audit_cli.types import Context, Detector, Finding, TrustedData, Verdict
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its trusted images, ready to be measured, and how the one was fed to the other."""
+
+    classifier: Classifier
+    trusted: TrustedData
+    preprocessing: Preprocessing
+    choice: Choice | None  # what `auto` tried; None when the normalisation was given
+
+
+def scan(
+    model: Path,
+    trusted: Path,
+    *,
+    policy: Policy | None = None,
+    arch: str | None = None,
+    weights: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    split: str = "test",
+    detectors: Sequence[Detector] = (),
+    context: Context | None = None,
+    evidence: Path | None = None,
+) -> Verdict:
+    """Audits the checkpoint at `model` with the labelled images at `trusted`.
+
+    policy: the default one when None. arch: how to build a model that is not recognised. weights: the file to audit
+    where the folder has several. preprocessing: as stated by the user; else the checkpoint's own, else tried out.
+    split: which part of an archive with several. detectors: the default one when empty. evidence: folder for pictures
+    of the recovered triggers, none when None. Raises AuditError for whatever cannot be audited.
+    """
+    policy = policy or Policy.load("default")
+    policy.refuse_inside(model)
+    context = context or Context()
+    watch = Stopwatch(context.progress)
+    context = replace(context, progress=watch)
+    context.progress.stage("checkpoint", 1)
+    with open_checkpoint(model, weights=weights or policy.weights, check=context.budget.check) as checkpoint:
+        classifier = models.build(checkpoint, arch=arch)
+        context.progress.stage("trusted data", 1)
+        subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context)
+        findings = measure(subject, policy, detectors or [DETECTORS["calibrated"]()], context)
+        findings += scope(checkpoint.unaudited, {f.family for f in findings if f.family}, FAMILIES)
+        if evidence is not None:
+            findings = save_pictures(findings, subject.trusted, evidence)
+        return conclude(checkpoint, subject, findings, policy, context, watch)
+
+
+def feed(
+    classifier: Classifier, raw: RawImages, checkpoint: Checkpoint, stated: Preprocessing | None, context: Context
+) -> Subject:
+    """Brings the images to the model's size and the normalisation into the model.
+
+    What the user states wins, then the checkpoint's preprocessor config; what neither says is tried out.
+    """
+    own = from_config(checkpoint.preprocessor) if checkpoint.preprocessor else None
+    fallback = Preprocessing.for_size(classifier.size, "architecture") if classifier.size else Preprocessing()
+    geometry = stated if stated and stated.size else own or fallback
+    data = prepare(raw, geometry, classifier.labels)
+    given = next((p for p in (stated, own) if p and p.mean is not None), None)
+    classifier = classifier.on(context.device)
+    if given is None:
+        context.progress.stage("normalisation", 1)
+        choice = choose(classifier, data, context)
+        mean, std, source = choice.normalisation.mean, choice.normalisation.std, f"auto: {choice.name}"
+    else:
+        assert given.mean is not None and given.std is not None  # noqa: PT018, S101 - Preprocessing has both or none
+        choice, mean, std, source = None, given.mean, given.std, given.source
+    fed = replace(geometry, mean=mean, std=std, source=source)
+    return Subject(classifier.with_normalisation(mean, std), data, fed, choice)
+
+
+def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> list[Finding]:
+    """The sanity gate, and when the policy sees nothing wrong there, every detector.
+
+    A used-up budget keeps what was found before it. A detector that fails loses its own findings, not the others';
+    unless those convict the model, its error is raised at the end: a crash is never a verdict.
+    """
+    context.progress.stage("sanity", 1)
+    findings: list[Finding] = []
+    failures: list[Exception] = []
+    try:
+        findings += sanity(
+            subject.classifier,
+            subject.trusted,
+            context,
+            stated=subject.preprocessing.source,
+            choice=subject.choice,
+            min_images=policy.min_images,
+            min_per_class=policy.min_per_class,
+        )
+        if _verdict(findings, policy) != "PASS":
+            return findings
+        for detector in detectors:
+            before = len(findings)
+            try:
+                for finding in detector(subject.classifier, subject.trusted, context):
+                    findings.append(finding)
+            except BudgetExceeded:
+                raise
+            except Exception as error:  # noqa: BLE001 - kept, and raised below unless others convict
+                failures.append(error)
+                reason = f"detector {type(detector).__name__} failed: {type(error).__name__}: {error}"
+                findings[before:] = [Finding("BD109", 1.0, reason, type(detector).__name__)]
+    except BudgetExceeded as error:
+        findings.append(Finding("BD108", 1.0, str(error), "budget"))
+    if failures and _verdict(findings, policy) != "FAIL":
+        raise failures[0]
+    return findings
+
+
+def conclude(
+    checkpoint: Checkpoint,
+    subject: Subject,
+    findings: Sequence[Finding],
+    policy: Policy,
+    context: Context,
+    watch: Stopwatch,
+) -> Verdict:
+    """What the policy says of the findings, with everything needed to check it."""
+    now = datetime.datetime.now(datetime.UTC)
+    judged = judge(findings, policy, checkpoint.manifest_digest, now.date())
+    accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
+    families = sorted({f.family for f in findings if f.family})
+    document = build_document(
+        judged,
+        policy=policy,
+        arch=subject.classifier.arch,
+        files=checkpoint.files,
+        manifest_digest=checkpoint.manifest_digest,
+        unaudited=checkpoint.unaudited,
+        trusted=subject.trusted,
+        accuracy=None if accuracy is None else float(accuracy),
+        classes=subject.classifier.num_classes,
+        searched=sum(int(f.details.get("searched") or 0) for f in findings if f.rule_id == "BD107"),
+        trigger_families=families,
+        environment=environment(watch, context.device, context.dtype, context.seed),
+        created_at=now,
+        limitations=limitations(families),
+        preprocessing={key: getattr(subject.preprocessing, key) for key in ("size", "mean", "std", "source")},
+    )
+    verdict, exit_code, reasons, items = judged
+    return Verdict(verdict, exit_code, reasons, items, document)
+
+
+def limitations(families: Sequence[str]) -> list[str]:
+    """What a reader must not take this verdict for."""
+    searched = ", ".join(families) or "none"
+    return [
+        f"Searched for triggers of these families: {searched}; one of another kind can be missed.",
+        "A trigger that needs images of one class, or is larger than an ordinary adversarial pattern, can be missed.",
+        "The thresholds are the policy's; no false-alarm rate is guaranteed for this kind of model.",
+        "The trusted images were taken to be clean and correctly labelled.",
+    ]
+
+
+def _verdict(findings: Sequence[Finding], policy: Policy) -> str:
+    return judge(findings, policy, "", datetime.datetime.now(datetime.UTC).date())[0]

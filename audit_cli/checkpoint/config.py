@@ -1,0 +1,43 @@
+"""config.json and preprocessor_config.json as plain data.
+
+The usual loader lets these files name Python code to import. Here they are dictionaries: keys that ask for code are
+refused outright, and `models` takes the few numbers it knows from the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from audit_cli.checkpoint import strict_json
+from audit_cli.errors import CheckpointError
+from audit_cli.report.sanitise import clean
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+CONFIG_CAP = 4 * 2**20  # bytes; the labels of 21,841 classes take about 1 MB
+
+_RUNS_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "attn_implementation", "code_revision"})
+_CHANGES_WEIGHTS = frozenset({"quantization_config", "compression_config", "adapter_config"})
+
+
+def read_config(path: Path, name: str) -> Mapping[str, object]:
+    """The object in `path`. Raises CheckpointError unless it is a strict JSON object that asks for no code."""
+    document = strict_json.parse_object(path.read_bytes(), name)
+    _refuse(document, name)
+    return document
+
+
+def _refuse(value: object, name: str) -> None:
+    """Walk every level: composite models keep a config in a config. The depth is bounded by the JSON reader's."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if isinstance(key, str) and item not in (None, False, {}):
+            if key in _RUNS_CODE or (key.startswith("_attn_implementation") and item is not True):
+                raise CheckpointError(
+                    f"{clean(name)}: `{clean(key, 60)}` makes a loader run code; remove the key and audit the"
+                    " weights with an --arch you trust"
+                )
+            if key in _CHANGES_WEIGHTS:
+                raise CheckpointError(f"{clean(name)}: `{key}` changes the weights on loading; audit the plain weights")
+        _refuse(item, name)

@@ -1,0 +1,222 @@
+"""`audit-cli scan`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from audit_cli.cli.console import colour, columns, emit, make_progress, say
+from audit_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from audit_cli.data import Preprocessing
+    from audit_cli.policy import Policy
+    from audit_cli.types import Context, Verdict
+
+FAILED = 1
+
+# Options that scan shares with every command that runs a model.
+Trusted = Annotated[
+    Path, typer.Option("--trusted", "-t", help="Clean labelled images: ImageFolder, .npz, CIFAR batches.")
+]
+PolicyOption = Annotated[str | None, typer.Option("--policy", help="default, strict, or a TOML file.")]
+Arch = Annotated[str | None, typer.Option(help="torchvision:NAME, package.module:factory or file.py:factory.")]
+Weights = Annotated[str | None, typer.Option(help="The file to audit, where a folder has several formats.")]
+Size = Annotated[str | None, typer.Option(help="Input size, as 224 or 224x224; images are resized to it.")]
+Mean = Annotated[str | None, typer.Option(help="Normalisation mean for [0, 1] pixels, as 0.485,0.456,0.406.")]
+Std = Annotated[str | None, typer.Option(help="Normalisation standard deviation, as 0.229,0.224,0.225.")]
+Preprocess = Annotated[str, typer.Option(help="config: as the checkpoint says, else auto; auto: try the usual ones.")]
+Split = Annotated[str, typer.Option(help="Part of an archive that has several: test or train.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="Of forward passes: auto, float32 or bfloat16.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed and device, same verdict.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds, then INCONCLUSIVE.")]
+MaxMemory = Annotated[str | None, typer.Option(help="Memory as 2GiB or 2000MB, then INCONCLUSIVE.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+
+
+def scan(
+    model: Annotated[Path, typer.Argument(help="A .safetensors file or a Hugging Face model folder.")],
+    trusted: Trusted,
+    policy: PolicyOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the JSON verdict goes; else stdout.")] = None,
+    report: Annotated[list[str] | None, typer.Option(help="FORMAT=FILE: html, markdown, sarif, junit or text.")] = None,
+    evidence: Annotated[Path | None, typer.Option(help="Folder for pictures; else beside --out.")] = None,
+    detector: Annotated[str, typer.Option(help="calibrated, or published: the paper's own.")] = "calibrated",
+    arch: Arch = None,
+    weights: Weights = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    preprocess: Preprocess = "config",
+    split: Split = "test",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    timeout: Timeout = None,
+    max_memory: MaxMemory = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Return 0 instead of 1 on FAIL.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Hunt for a planted backdoor in MODEL with trusted images and write a verdict.
+
+    Without --out the JSON verdict goes to stdout, or, when stdout is a terminal, a readable summary instead.
+
+    Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 error.
+    """
+    rules = load_policy(policy)
+    reports = _reports(report or [])
+    pictures = evidence or (out.with_name(f"{out.stem}-evidence") if out else None)
+    _clear([*([out] if out else []), *[path for _, path in reports]], pictures)
+    from audit_cli.audit import scan as audit
+    from audit_cli.detectors import DETECTORS
+
+    if detector not in DETECTORS:
+        raise UsageError(f"--detector {detector}: expected one of {', '.join(DETECTORS)}")
+    with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
+        verdict = audit(
+            model,
+            trusted,
+            policy=rules,
+            arch=arch,
+            weights=weights,
+            preprocessing=stated_preprocessing(size, mean, std, preprocess),
+            split=split,
+            detectors=[DETECTORS[detector]()],
+            context=context,
+            evidence=pictures,
+        )
+    publish(verdict, out, reports, quiet)
+    return 0 if exit_zero and verdict.exit_code == FAILED else verdict.exit_code
+
+
+def load_policy(source: str | None) -> Policy:
+    """The named policy; else the current directory's pyproject.toml, else the default one."""
+    from audit_cli.policy import Policy
+
+    return Policy.load(source) if source else Policy.find()
+
+
+@contextmanager
+def working(
+    device: str, dtype: str, seed: int, timeout: float | None, max_memory: str | None, quiet: bool, policy: Policy
+) -> Iterator[Context]:
+    """A context for long work: deterministic, within its budget, reporting on stderr."""
+    import torch
+
+    from audit_cli.runtime import Allowance, choose_device, choose_dtype
+    from audit_cli.types import Context
+
+    place = choose_device(device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory = parse_bytes(max_memory) if max_memory else policy.max_memory
+    allowance = Allowance(timeout if timeout is not None else policy.timeout, memory)
+    with make_progress(quiet) as progress, allowance.enforced():
+        yield Context(seed, place, choose_dtype(dtype, place), progress, allowance)
+
+
+def publish(verdict: Verdict, out: Path | None, reports: Sequence[tuple[str, Path]], quiet: bool) -> None:
+    """The verdict to `out` or stdout, the reports to their files, a summary to the person."""
+    from audit_cli.checkpoint.save import write_atomically
+    from audit_cli.report import RENDERERS, html, json, text
+
+    rendered = json.render(verdict)
+    for name, path in reports:
+        base = out.parent if out else path.parent
+        content = html.render(verdict, base) if name == "html" else RENDERERS[name](verdict)
+        write_atomically(path, content)
+    if out:
+        write_atomically(out, rendered)
+    elif not sys.stdout.isatty():
+        emit(rendered)
+    stream = sys.stderr if out or not sys.stdout.isatty() else sys.stdout
+    if not quiet or stream is sys.stdout:
+        stream.write(text.render(verdict, width=columns(stream), colour=colour(stream)))
+    if out:
+        say(f"verdict written to {out}", quiet=quiet)
+
+
+def stated_preprocessing(size: str | None, mean: str | None, std: str | None, preprocess: str) -> Preprocessing | None:
+    """What the user said about the model's input; None when nothing."""
+    from audit_cli.data import Preprocessing
+
+    if preprocess not in ("config", "auto"):
+        raise UsageError(f"--preprocess {preprocess}: expected config or auto")
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std come together; give both")
+    if preprocess == "auto" and mean is not None:
+        raise UsageError("--preprocess auto tries normalisations, --mean and --std state one; give one of the two")
+    height, width = _size(size) if size else (0, 0)
+    geometry = Preprocessing.for_size((height, width), "command line") if size else Preprocessing()
+    if mean is None or std is None:
+        return geometry if size else None
+    from dataclasses import replace
+
+    return replace(geometry, mean=_channels(mean, "--mean"), std=_channels(std, "--std"), source="command line")
+
+
+def parse_bytes(text: str) -> int:
+    """`2GiB`, `2000MB`, `2G` (of 1024) or a number of bytes."""
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+    units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+    number = text.rstrip("KMGiBbkmg ")
+    unit = text[len(number) :].strip().upper()
+    try:
+        return int(float(number) * units[unit])
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"--max-memory {text}: expected a size such as 2GiB or 2000MB") from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    try:
+        sides = [int(part) for part in parts]
+    except ValueError as error:
+        raise UsageError(f"--size {text}: expected 224 or 224x224") from error
+    if len(sides) not in (1, 2):
+        raise UsageError(f"--size {text}: expected 224 or 224x224")
+    return sides[0], sides[-1]
+
+
+def _channels(text: str, option: str) -> tuple[float, float, float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: expected one number or three, separated by commas") from error
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise UsageError(f"{option} {text}: expected one number or three, separated by commas")
+    return values[0], values[1], values[2]
+
+
+def _reports(options: Sequence[str]) -> list[tuple[str, Path]]:
+    """FORMAT=FILE options, checked before any work."""
+    from audit_cli.report import RENDERERS
+
+    reports = []
+    for option in options:
+        name, equals, path = option.partition("=")
+        if not equals or not path or name not in RENDERERS:
+            raise UsageError(f"--report {option}: expected FORMAT=FILE with FORMAT one of {', '.join(RENDERERS)}")
+        reports.append((name, Path(path)))
+    return reports
+
+
+def _clear(outputs: Sequence[Path], pictures: Path | None) -> None:
+    """Old results go first, so that none can be taken for this run's; an impossible place is told before any work."""
+    for path in outputs:
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: its folder does not exist; make it first")
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file")
+        path.unlink(missing_ok=True)
+    if pictures and pictures.exists() and not pictures.is_dir():
+        raise UsageError(f"{pictures}: is not a folder; pass another --evidence")
+    for old in pictures.glob("*-class-*.png") if pictures else []:
+        old.unlink()

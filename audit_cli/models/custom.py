@@ -1,0 +1,185 @@
+"""The user's own architecture, by explicit choice: `--arch`.
+
+Three forms: `torchvision:resnet18` (built by torchvision, without its weights), `package.module:factory` (an installed
+module) and `path/to/file.py:factory`. The factory takes no arguments and returns the untrained module; logits over
+normalised images. This is the one place where code other than ours runs, so it may never come from the audited folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from audit_cli.checkpoint import Checkpoint
+from audit_cli.classifier import Classifier
+from audit_cli.errors import AuditError, CheckpointError, UnsupportedError, UsageError
+from audit_cli.models.blueprint import Blueprint, View, assemble, classifier, compare, fill, views
+from audit_cli.report.sanitise import clean
+
+_FORMS = "expected torchvision:NAME, package.module:factory or path/to/file.py:factory"
+_SIDES = (32, 224)  # image sides tried first: a network that takes both takes any
+_OTHER_SIDES = (64, 96, 128, 160, 192, 256, 299, 384, 448, 512, 28)
+
+
+def build(checkpoint: Checkpoint, arch: str, *, mean: Sequence[float], std: Sequence[float]) -> Classifier:
+    """The classifier that `arch` names, with the checkpoint's weights.
+
+    Raises UsageError when `arch` cannot be resolved, CheckpointError when the weights do not fit it, UnsupportedError
+    when no linear layer of it makes the logits.
+    """
+    place, colon, name = arch.rpartition(":")
+    if not colon or not place or not name:
+        raise UsageError(f"--arch {clean(arch)}: {_FORMS}")
+    if place == "torchvision":
+        return assemble(_torchvision(checkpoint, name), checkpoint, mean=mean, std=std)
+    factory = getattr(_import(place, checkpoint), name, None)
+    if not callable(factory):
+        raise UsageError(f"--arch {clean(arch)}: {clean(place)} has no function `{clean(name, 60)}`")
+    module = _call(factory, arch).eval()
+    view = _view(module, checkpoint)
+    trial = Blueprint(arch, lambda: module, "", view.names(), mismatch=CheckpointError)
+    compare(module, trial, checkpoint)
+    fill(module, trial, checkpoint)
+    head, size = _probe(module, arch)
+    return classifier(module, Blueprint(arch, lambda: module, head, view.names(), size), mean, std)
+
+
+def _torchvision(checkpoint: Checkpoint, name: str) -> Blueprint:
+    """torchvision's network `name`, with as many classes as the checkpoint's head has."""
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models():
+        raise UsageError(f"--arch torchvision:{clean(name, 60)}: torchvision has no such model")
+    with torch.device("meta"):
+        whole = get_model(name, weights=None)
+    linear = [path for path, layer in whole.named_modules() if isinstance(layer, nn.Linear)]
+    view = _view(whole, checkpoint)
+    if not linear or len(view.shape(f"{linear[-1]}.weight")) != 2:
+        head = linear[-1] if linear else "a linear head"
+        raise CheckpointError(
+            f"{clean(str(checkpoint.source))}: has no `{head}.weight`, the head of torchvision:{name}"
+        )
+    classes = view.shape(f"{linear[-1]}.weight")[0]
+
+    def make() -> nn.Module:
+        module: nn.Module = get_model(name, weights=None, num_classes=classes)
+        return module
+
+    return Blueprint(f"torchvision:{name}", make, linear[-1], view.names(), size=(224, 224), mismatch=CheckpointError)
+
+
+def _view(module: nn.Module, checkpoint: Checkpoint) -> View:
+    """The checkpoint under the names that fit `module` best: with or without prefixes that all tensors share."""
+    expected = module.state_dict().keys()
+    return max(views(checkpoint), key=lambda view: len(expected & view.tensors.keys()))
+
+
+def _import(place: str, checkpoint: Checkpoint) -> ModuleType:
+    """The module or file `place`, after making sure that it does not lie in the audited folder."""
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise UsageError(f"--arch {clean(place)}: no such file; {_FORMS}")
+        _refuse_inside(path, checkpoint, place)
+        spec = importlib.util.spec_from_file_location(f"_audit_cli_arch_{path.stem}", path.resolve())
+    else:
+        try:
+            top = importlib.util.find_spec(place.partition(".")[0])  # finds it without running it
+        except (ImportError, ValueError):
+            top = None
+        if top is None:
+            raise UsageError(f"--arch {clean(place)}: no such installed module; {_FORMS}")
+        for origin in [top.origin, *(top.submodule_search_locations or ())]:
+            if origin is not None:
+                _refuse_inside(Path(origin), checkpoint, place)
+        spec = None
+    try:
+        if spec is None or spec.loader is None:
+            return importlib.import_module(place)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"--arch {clean(place)}: cannot be imported ({_said(error)})") from error
+    return module
+
+
+def _refuse_inside(path: Path, checkpoint: Checkpoint, place: str) -> None:
+    folder = checkpoint.source.resolve()
+    if folder.is_dir() and path.resolve().is_relative_to(folder):
+        raise UsageError(f"--arch {clean(place)}: lies in the audited model folder; move it out once you have read it")
+
+
+def _call(factory: Callable[[], object], arch: str) -> nn.Module:
+    try:
+        module = factory()
+    except Exception as error:
+        raise UsageError(f"--arch {clean(arch)}: the factory failed ({_said(error)}); it takes no arguments") from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"--arch {clean(arch)}: the factory returned {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _probe(module: nn.Module, arch: str) -> tuple[str, tuple[int, int] | None]:
+    """Head and image size, found by running two random images.
+
+    The head is the last linear layer, in order of registration, for which head(latents(x)) is what the module returns.
+    """
+    linear = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise UnsupportedError(f"--arch {clean(arch)}: has no linear layer, so no head to audit")
+    sides = [side for side in _SIDES if _runs(module, side) is None]
+    sides = sides or [side for side in _OTHER_SIDES if _runs(module, side) is None][:1]
+    if not sides:
+        error = _runs(module, 224)
+        raise UsageError(
+            f"--arch {clean(arch)}: cannot classify RGB images of any usual size ({clean(str(error), 120)})"
+        )
+    images = _images(sides[0])
+    with torch.no_grad():
+        logits = module(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise UsageError(f"--arch {clean(arch)}: forward(x) must return logits (N, classes)")
+        for path in reversed(linear):
+            if _makes(module, path, images, logits):
+                return path, (sides[0], sides[0]) if len(sides) == 1 else None
+    raise UnsupportedError(
+        f"--arch {clean(arch)}: no linear layer gives the logits; head(latents(x)) must be forward(x)"
+    )
+
+
+def _makes(module: nn.Module, path: str, images: Tensor, logits: Tensor) -> bool:
+    try:
+        again, latents = Classifier(module, path, arch="").outputs(images)
+        head = module.get_submodule(path)
+        return (
+            again.shape == logits.shape
+            and torch.allclose(again, logits, rtol=1e-3, atol=1e-4, equal_nan=True)
+            and torch.allclose(head(latents), logits, rtol=1e-3, atol=1e-4, equal_nan=True)
+        )
+    except (AuditError, RuntimeError, TypeError):
+        return False
+
+
+def _runs(module: nn.Module, side: int) -> Exception | None:
+    try:
+        with torch.no_grad():
+            module(_images(side))
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        return error
+    return None
+
+
+def _images(side: int) -> Tensor:
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _said(error: Exception) -> str:
+    return clean(f"{type(error).__name__}: {error}", 160)

@@ -1,0 +1,121 @@
+"""The verdict for a terminal or a log: headline, reasons, classes, what was audited, what was not covered."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, triggers
+from audit_cli.report.sanitise import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from audit_cli.types import Verdict
+
+STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
+CLASSES = 5  # rows of the class table
+LINES = 6  # of any list
+
+
+def render(verdict: Verdict, width: int = 80, colour: bool = False) -> str:
+    """Plain text of at most `width` columns (40 and up), with ANSI colours when `colour`."""
+    from rich.console import Console
+
+    document = contents(verdict)
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=max(width, 40),
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    console.print(headline(document), style=STYLES[document["verdict"]])
+    console.print()
+    _bullets(console, [clean(reason, 500) for reason in document["reasons"]])
+    if found := triggers(document, CLASSES):
+        console.print()
+        console.print(_class_table(found))
+    if document["repair"]:
+        console.print()
+        console.print(_repair_line(document["repair"]))
+    if notes := [_remark(finding) for finding in remarks(document) if finding["severity"] == "note"]:
+        console.print("\nNotes", style="bold")
+        _bullets(console, notes)
+    console.print()
+    console.print(_fact_table(document))
+    if document["limitations"]:
+        console.print("\nLimitations", style="bold")
+        _bullets(console, [clean(line, 500) for line in document["limitations"]], most=100)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _bullets(console: Console, lines: list[str], most: int = LINES) -> None:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1))
+    for line in lines[:most]:
+        grid.add_row("•", _plain(line))
+    if len(lines) > most:
+        grid.add_row("", f"and {len(lines) - most} more, in the JSON verdict")
+    console.print(grid)
+
+
+def _class_table(found: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("class", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("family", overflow="ellipsis", no_wrap=True, max_width=12)
+    for name in ("ratio", "limit", "success"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for finding in found:
+        marked = finding["fired"] and not finding["waived_by"]
+        table.add_row(
+            _plain(f"{finding['target_class']} {clean(finding['target_name'] or '', 40)}"),
+            _plain(clean(finding["family"], 20)),
+            ratio(finding["score"]),
+            ratio(finding["threshold"]),
+            percent(finding["asr_before"]),
+            style="red" if marked else None,
+        )
+    return table
+
+
+def _fact_table(document: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for label, value in facts(document):
+        grid.add_row(label, _plain(value))
+    return grid
+
+
+def _repair_line(repair: Mapping[str, Any]) -> Text:
+    before, after = repair["before"], repair["after"]
+    return _plain(
+        f"Repaired by {clean(repair['method'], 60)}: "
+        f"clean accuracy {percent(before['cda'])} → {percent(after['cda'])}, "
+        f"trigger success {percent(before['asr'])} → {percent(after['asr'])}, "
+        f"highest size ratio {ratio(before['score'])} → {ratio(after['score'])}"
+    )
+
+
+def _remark(finding: Mapping[str, Any]) -> str:
+    return f"{clean(finding['message'], 500)} ({finding['rule_id']})"
+
+
+def _plain(text: str) -> Text:
+    """Rich reads no markup in a Text."""
+    from rich.text import Text
+
+    return Text(text)
