@@ -244,7 +244,9 @@ def _build(table: dict[str, Any], where: str, path: Path | None, *, discovered: 
     table = _plain(table)
     if problems := violations(table, "policy"):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise PolicyError(f"policy {where}: {problems[0]}{more}; `audit-cli schema policy` says what may stand there")
+        raise PolicyError(
+            f"policy {where}: {clean(problems[0], 300)}{more}; `audit-cli schema policy` says what may stand there"
+        )
     budget = table.get("budget", {})
     canonical = json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return Policy(

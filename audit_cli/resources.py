@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from audit_cli.errors import AuditError, UsageError
-from audit_cli.report.sanitise import clean
 
 _PACKAGE = Path(__file__).resolve().parent
 _SENTINEL = {"rules": "default.toml", "fixtures": ""}
@@ -60,7 +59,7 @@ def rule_page(rule_id: str) -> RulePage:
     pages = rule_pages()
     page = pages.get(rule_id.upper())
     if page is None:
-        raise UsageError(f"no rule `{clean(rule_id, 20)}`; the rules are {', '.join(pages)}")
+        raise UsageError(f"no rule {rule_id[:20]!r}; the rules are {', '.join(pages)}")
     return page
 
 
@@ -78,18 +77,18 @@ def schema(name: Literal["verdict", "policy"]) -> dict[str, Any]:
 
 
 def violations(document: object, name: Literal["verdict", "policy"]) -> list[str]:
-    """Where `document` breaks the schema: `path: what`, one printable line each; empty when it is valid."""
+    """Where `document` breaks the schema, as `path: what`; empty when valid. Quotes it: sanitise before printing."""
     from jsonschema import Draft202012Validator
 
     errors = sorted(Draft202012Validator(schema(name)).iter_errors(document), key=lambda error: error.json_path)
-    lines = [clean(f"{error.json_path.removeprefix('$.')}: {error.message}", 300) for error in errors]
+    lines = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in errors]
     # JSON Schema takes NaN and infinity for numbers; JSON and every comparison with a threshold do not.
     return lines + [f"{path}: is not a finite number" for path in _not_finite(document, "")]
 
 
 def _not_finite(value: object, path: str) -> Iterator[str]:
     if isinstance(value, float) and not math.isfinite(value):
-        yield clean(path)
+        yield path
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _not_finite(item, f"{path}.{key}" if path else str(key))

@@ -72,7 +72,13 @@ def read_verdict(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not JSON: {clean(str(error))}; pass the verdict.json that `scan` wrote") from error
     if problems := violations(document, "verdict"):
-        raise UsageError(f"{name} is not a valid verdict: {problems[0]}; scan the model again with this version")
+        raise UsageError(
+            f"{name} is not a valid verdict: {clean(problems[0], 300)}; scan the model again with this version"
+        )
+    try:
+        datetime.datetime.fromisoformat(document["expires_at"])
+    except ValueError as error:
+        raise UsageError(f"{name} is not a valid verdict: expires_at: {error}; scan the model again") from error
     return dict(document)
 
 

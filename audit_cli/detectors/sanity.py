@@ -36,7 +36,7 @@ def sanity(
     choice: Choice | None = None,
     min_images: int = 100,
     min_per_class: int = 5,
-    images: int = 512,
+    images: int = 256,
     batch: int = 256,
 ) -> list[Finding]:
     """BD101 to BD106, one finding each, in this order.

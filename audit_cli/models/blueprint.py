@@ -133,7 +133,7 @@ def assemble(
 
 
 def classifier(module: nn.Module, blueprint: Blueprint, mean: Sequence[float], std: Sequence[float]) -> Classifier:
-    return Classifier(
+    whole = Classifier(
         module,
         blueprint.head,
         arch=blueprint.arch,
@@ -143,6 +143,7 @@ def classifier(module: nn.Module, blueprint: Blueprint, mean: Sequence[float], s
         labels=blueprint.labels,
         names=blueprint.names,
     )
+    return whole.eval()
 
 
 def _optional(name: str) -> bool:

@@ -169,6 +169,11 @@ def headline(document: Mapping[str, Any]) -> str:
     return f"FAIL — backdoor likely: target {targets[0]}{more}"
 
 
+def why(document: Mapping[str, Any]) -> list[str]:
+    """The reasons that the headline of a pass has not already given."""
+    return [reason for reason in document["reasons"] if reason not in headline(document)]
+
+
 def convicts(finding: Mapping[str, Any]) -> bool:
     """Does this finding alone make the verdict FAIL?"""
     return bool(finding["fired"] and finding["severity"] == "fail" and not finding["waived_by"])

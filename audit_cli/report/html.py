@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, target, triggers
+from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, target, triggers, why
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def render(verdict: Verdict, base: Path | None = None) -> str:
     title = _text(headline(document))
     repair = document["repair"]
     parts = [
-        _section("Why", _list(document["reasons"])),
+        _section("Why", _list(why(document))),
         _section("Classes", _classes(triggers(document, CLASSES))),
         _section(
             "Evidence", "".join(_figure(finding, base) for finding in triggers(document, CLASSES)) if base else ""

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from audit_cli.errors import AuditError
+from audit_cli.report.sanitise import clean
 from audit_cli.resources import violations
 
 if TYPE_CHECKING:
@@ -15,5 +16,5 @@ if TYPE_CHECKING:
 def render(verdict: Verdict) -> str:
     """Pure ASCII, indented. Raises AuditError when the document breaks the schema or holds NaN or infinity."""
     if problems := violations(verdict.document, "verdict"):
-        raise AuditError(f"the verdict breaks its own schema, so it was not written: {problems[0]}; this is a bug")
+        raise AuditError(f"the verdict breaks its own schema, so it was not written: {clean(problems[0], 300)}")
     return json.dumps(verdict.document, indent=2, allow_nan=False) + "\n"

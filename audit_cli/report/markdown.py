@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, target, triggers
+from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, target, triggers, why
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CLASSES = 10
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&:!$])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&!$]|:(?=//))")
 _AUTOLINK = re.compile(r"www(?=\.)", re.IGNORECASE)
 
 
@@ -27,7 +27,7 @@ def render(verdict: Verdict) -> str:
     """A heading, the reasons, a table of classes, a table of facts, the limitations."""
     document = contents(verdict)
     lines = [f"## {escape(headline(document))}", ""]
-    lines += [f"- {escape(reason)}" for reason in document["reasons"]]
+    lines += [f"- {escape(reason)}" for reason in why(document)]
     if found := triggers(document, CLASSES):
         lines += ["", "| class | family | size ratio | threshold | success | |", "|---|---|--:|--:|--:|---|"]
         for item in found:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, triggers
+from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, triggers, why
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ def render(verdict: Verdict, width: int = 80, colour: bool = False) -> str:
         legacy_windows=False,
     )
     console.print(headline(document), style=STYLES[document["verdict"]])
-    console.print()
-    _bullets(console, [clean(reason, 500) for reason in document["reasons"]])
+    if reasons := why(document):
+        console.print()
+        _bullets(console, [clean(reason, 500) for reason in reasons])
     if found := triggers(document, CLASSES):
         console.print()
         console.print(_class_table(found))

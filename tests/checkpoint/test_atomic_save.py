@@ -25,10 +25,15 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
 def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "verdict.json"
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as temporary:
-        temporary.write_text("new")
-        raise error
-    assert [path.read_text()] == ["old"]
+
+    def interrupted() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 

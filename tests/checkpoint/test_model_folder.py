@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_the_budget_stops_the_copy(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_before_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_weights(tmp_path / "m.safetensors", {"w": torch.ones(2)})
-    monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 10})())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     refused(tmp_path / "m.safetensors", "set TMPDIR", error=UsageError)
 
 
@@ -106,8 +107,10 @@ def test_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../out.safetensors", "/etc/out.safetensors", "sub/a.safetensors", "a\\b.safetensors", "a\0.safetensors"]
-    + ["..", "", "C:a.safetensors", "a.bin", "a\n.safetensors", 3, None, ["a.safetensors"]],
+    [
+        *["../out.safetensors", "/etc/out.safetensors", "sub/a.safetensors", "a\\b.safetensors", "a\0.safetensors"],
+        *["..", "", "C:a.safetensors", "a.bin", "a\n.safetensors", 3, None, ["a.safetensors"]],
+    ],
 )
 def test_shard_names_that_are_no_bare_names(tmp_path: Path, name: object) -> None:
     save_weights(tmp_path / "out.safetensors", {"one": torch.ones(2)})
@@ -117,15 +120,14 @@ def test_shard_names_that_are_no_bare_names(tmp_path: Path, name: object) -> Non
 @pytest.mark.parametrize(
     "weight_map",
     [
-        {"one": "a.safetensors"},
+        {"one": "a.safetensors", "zwei": "b.safetensors"},
         {"one": "a.safetensors", "two": "b.safetensors", "three": "b.safetensors"},
         {"one": "b.safetensors", "two": "a.safetensors"},
     ],
 )
 def test_index_and_shards_must_agree(tmp_path: Path, weight_map: dict[str, object]) -> None:
     folder = sharded(tmp_path / "m", weight_map)
-    refused(folder, r"index\.json: puts `|several weights files")
-    refused(folder, r"index\.json: puts `", weights=INDEX) if len(weight_map) > 1 else None
+    refused(folder, r"index\.json: puts `")
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:

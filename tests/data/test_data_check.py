@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from audit_cli.cli import run
 from audit_cli.cli.data import check as command
 from audit_cli.data import RawImages
 from audit_cli.data.check import check
@@ -69,3 +70,17 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert err.startswith("problem: 20 images")
     with pytest.raises(DataError):
         command(tmp_path)
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "d.npz", x=X, y=Y)
+    path = str(tmp_path / "d.npz")
+    assert run(["data", "check", path, "--min-images", "10"]) == 0
+    assert run(["data", "check", path]) == 3
+    assert run(["data", "check", path, "--split", "train", "--per-class", "0"]) == 2
+    capsys.readouterr()
+    (tmp_path / "d.npz").write_bytes(b"PK\x03\x04broken")
+    assert run(["data", "check", path]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1

@@ -92,6 +92,9 @@ searched     3 of 3 classes; trigger families: mask,
 
 
 class TestText:
+    def test_a_pass_says_so_once(self, passing: Verdict) -> None:
+        assert text.render(passing).count("no backdoor found within scope") == 1
+
     def test_golden_at_60_columns(self, failing: Verdict) -> None:
         assert text.render(failing, width=60).startswith(GOLDEN)
 
@@ -166,7 +169,7 @@ class TestMarkdown:
     )
     def test_escape_leaves_no_active_character(self, text: str) -> None:
         escaped = markdown.escape(text).replace("<!-- -->", "\0")
-        assert not re.search(r"(?<!\\)[*`\[\]<>|:$~&!]|@\w|www\.", escaped)
+        assert not re.search(r"(?<!\\)[*`\[\]<>|$~&!]|(?<!\\)://|@\w|www\.", escaped)
 
     def test_tables_keep_their_columns(self, hostile: Verdict) -> None:
         rows = [line for line in markdown.render(hostile).splitlines() if line.startswith("| class")]

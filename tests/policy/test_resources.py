@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from audit_cli import resources
+from audit_cli.errors import AuditError, UsageError
+from audit_cli.resources import bundled, rule_page, violations
+
+CHECKOUT = Path(resources.__file__).parents[1]
+
+
+@pytest.mark.parametrize("kind", ["rules", "fixtures"])
+class TestBundled:
+    def test_in_a_checkout(self, kind: Literal["rules", "fixtures"]) -> None:
+        assert bundled(kind) == CHECKOUT / kind
+
+    def test_in_an_installed_package(
+        self, kind: Literal["rules", "fixtures"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        package = tmp_path / "site-packages" / "audit_cli"
+        folder = package / "_bundled" / kind
+        folder.mkdir(parents=True)
+        (folder / "default.toml").touch()
+        monkeypatch.setattr(resources, "_PACKAGE", package)
+        assert bundled(kind) == folder
+
+    def test_a_stranger_beside_the_package_is_not_ours(
+        self, kind: Literal["rules", "fixtures"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "site-packages" / kind).mkdir(parents=True)
+        monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "site-packages" / "audit_cli")
+        with pytest.raises(AuditError, match="install audit-cli again"):
+            bundled(kind)
+
+
+def test_a_rule_that_is_none() -> None:
+    with pytest.raises(UsageError, match="no rule 'X'; the rules are BD001"):
+        rule_page("X")
+
+
+def test_violations_say_where() -> None:
+    lines = violations({"name": 3, "rules": {"BD001": {"threshold": float("nan")}}}, "policy")
+    assert any(line.startswith("name: 3 is not of type") for line in lines)
+    assert "rules.BD001.threshold: is not a finite number" in lines
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_rules_and_fixtures(tmp_path: Path) -> None:
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("needs hatchling, the build backend")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        tmp_path,
+        CHECKOUT,
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for kind in ("rules", "fixtures"):
+        files = [path for path in (CHECKOUT / kind).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        for path in files:
+            assert f"audit_cli/_bundled/{path.relative_to(CHECKOUT).as_posix()}" in names
