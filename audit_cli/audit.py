@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audit_cli import models
-from audit_cli.checkpoint import Checkpoint, open_checkpoint
+from audit_cli.checkpoint import Checkpoint, manifest, open_checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.data import Choice, Preprocessing, RawImages, choose, from_config, prepare, read_images
 from audit_cli.detectors import DETECTORS
 from audit_cli.detectors.sanity import sanity
 from audit_cli.detectors.scope import scope
-from audit_cli.errors import BudgetExceeded
+from audit_cli.errors import AuditError, BudgetExceeded
 from audit_cli.inversion import FAMILIES
 from audit_cli.policy import Policy, judge
 from audit_cli.report.document import build_document
 from audit_cli.report.evidence import save_pictures
+from audit_cli.report.sanitise import clean
 from audit_cli.runtime import Stopwatch, environment
 from audit_cli.types import Context, Detector, Finding, TrustedData, Verdict
 
@@ -34,6 +35,12 @@ class Subject:
     trusted: TrustedData
     preprocessing: Preprocessing
     choice: Choice | None  # what `auto` tried; None when the normalisation was given
+
+
+def load(model: Path, *, arch: str | None = None, weights: str | None = None) -> Classifier:
+    """The network in the checkpoint at `model`, without a normalisation; as `scan` opens it, and with its errors."""
+    with open_checkpoint(model, weights=weights) as checkpoint:
+        return models.build(checkpoint, arch=arch)
 
 
 def scan(
@@ -68,6 +75,8 @@ def scan(
         subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context)
         findings = measure(subject, policy, detectors or [DETECTORS["calibrated"]()], context)
         findings += scope(checkpoint.unaudited, {f.family for f in findings if f.family}, FAMILIES)
+        if manifest(model, weights or policy.weights)[1] != checkpoint.manifest_digest:
+            raise AuditError(f"{clean(str(model))}: changed while it was audited; audit it again when it is complete")
         if evidence is not None:
             findings = save_pictures(findings, subject.trusted, evidence)
         return conclude(checkpoint, subject, findings, policy, context, watch)
@@ -133,6 +142,8 @@ def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], con
         findings.append(Finding("BD108", 1.0, str(error), "budget"))
     if failures and _verdict(findings, policy) != "FAIL":
         raise failures[0]
+    if not any(policy.convicts(finding.rule_id) for finding in findings):
+        findings.append(Finding("BD107", float(subject.classifier.num_classes), "no class was searched", "scope"))
     return findings
 
 

@@ -104,6 +104,10 @@ class Policy:
             return cls.load("default")
         return _build(_inherit(table), clean(str(path)), path, discovered=True)
 
+    def convicts(self, rule_id: str) -> bool:
+        """Can a finding of this rule make the verdict FAIL?"""
+        return rule_id in self.rules and self.rules[rule_id].severity == "fail"
+
     def refuse_inside(self, model: str | Path) -> None:
         """Raises PolicyError when this policy lies in the audited folder: whoever made the model may have written it.
 
@@ -188,7 +192,12 @@ def _reason(item: JudgedFinding, policy: Policy) -> str:
         why = "its score is not a finite number"
     else:
         why = f"score {finding.score:.3g}, threshold {item.threshold:.3g}"
-    return f"{clean(finding.message, 400)} ({clean(finding.rule_id, 20)}: {why})"
+    message = clean(finding.message, 400)
+    if finding.target_class is not None and not message.startswith("class "):
+        name = clean(finding.target_name or "", 40)
+        named = f" ‘{name}’" if name and name != str(finding.target_class) else ""
+        message = f"class {finding.target_class}{named}: {message}"
+    return f"{message} ({clean(finding.rule_id, 20)}: {why})"
 
 
 def _read(path: Path) -> dict[str, Any]:

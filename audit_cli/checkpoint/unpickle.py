@@ -57,10 +57,10 @@ def main() -> None:
         answer: dict[str, object] = {"ok": {"key": key, "prefix": prefix, "dropped": dropped, "tensors": len(tensors)}}
     except Refused as refusal:
         answer = {"error": str(refusal)}
-    except MemoryError:
-        answer = {"error": "it unpacks to far more than its own size"}
     except Exception as error:  # noqa: BLE001 - the file is hostile, any error is a refusal
         answer = {"error": f"it cannot be read ({type(error).__name__}: {str(error)[:300]})"}
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            answer = {"error": "it unpacks to far more than its own size"}
     Path(job.report).write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import os
 import signal
 import sys
@@ -73,8 +72,6 @@ def build_app() -> typer.Typer:
             groups[group] = typer.Typer(**plain)  # type: ignore[arg-type]
             app.add_typer(groups[group], name=group, help=GROUPS[group])
         module, _, function = target.partition(":")
-        if importlib.util.find_spec(module) is None:
-            continue
         (groups[group] if group else app).command(name)(getattr(importlib.import_module(module), function))
     return app
 

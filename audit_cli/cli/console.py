@@ -64,7 +64,7 @@ class _Quiet:
 
 
 class PlainProgress:
-    """Lines for a log: one when a stage begins, one when it ends, and in between at most one per PLAIN_INTERVAL."""
+    """Lines for a log: one when a stage begins, one when a long one ends, in between at most one per PLAIN_INTERVAL."""
 
     def __init__(self, write: Callable[[str], None] = say, clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self._clock = write, clock
@@ -91,9 +91,10 @@ class PlainProgress:
         self._write(f"{self._name}: {self._done}/{self._total}, {_clock_text(took)} elapsed{left}{remark}")
 
     def close(self, outcome: str = "done in") -> None:
-        """Ends the current stage."""
-        if self._name:
-            self._write(f"{self._name}: {outcome} {_clock_text(self._clock() - self._began)}")
+        """Ends the current stage; that a stage of less than a second is done goes without saying."""
+        took = self._clock() - self._began
+        if self._name and (took >= 1 or outcome != "done in"):
+            self._write(f"{self._name}: {outcome} {_clock_text(took)}")
         self._name = ""
 
 

@@ -66,7 +66,13 @@ class State:
 
     def trigger(self, row: int, family: TriggerFamily) -> Trigger:
         """The smallest trigger found for the class in `row`, or where none worked, the last one tried."""
-        source = self.best if bool(self.reached[row]) else self.parameters
+        return self._pick(self.best, row, family) if bool(self.reached[row]) else self.last(row, family)
+
+    def last(self, row: int, family: TriggerFamily) -> Trigger:
+        """The last trigger tried for the class in `row`."""
+        return self._pick(self.parameters, row, family)
+
+    def _pick(self, source: dict[str, Tensor], row: int, family: TriggerFamily) -> Trigger:
         parameters = {k: v[row : row + 1].detach().clone() for k, v in source.items()}
         return Trigger(family, parameters, int(self.classes[row]), float(family.size(parameters)))
 

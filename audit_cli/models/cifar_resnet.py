@@ -10,6 +10,8 @@ Differs from the paper: any number of blocks per stage and any widths.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from audit_cli.checkpoint import Checkpoint
 from audit_cli.models.blueprint import Blueprint, View
 from audit_cli.models.resnet import BlockShape, ResNet, design
@@ -35,7 +37,7 @@ def network(depth: int, classes: int, width: int = 16) -> ResNet:
         raise ValueError(f"cifar_resnet.network(depth={depth}): must be 8, 14, 20, …")
     widths = (width, width, 2 * width, 4 * width)
     stages = []
-    for inputs, out in zip(widths, widths[1:], strict=False):
+    for inputs, out in pairwise(widths):
         first = BlockShape(
             inputs, out, out, 1, 1 if inputs == out else 2, False, "identity" if inputs == out else "pad"
         )

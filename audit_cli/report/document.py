@@ -147,11 +147,24 @@ def contents(verdict: Verdict) -> dict[str, Any]:
 
 
 def target(finding: Mapping[str, Any]) -> str:
-    """`class 3 ‘cat’`, `class 3`, or nothing."""
+    """`class 3 ‘cat’`, `class 3` where the name adds nothing, or nothing."""
     if finding["target_class"] is None:
         return ""
-    name = finding["target_name"]
-    return f"class {finding['target_class']}" + (f" ‘{clean(name, 40)}’" if name else "")
+    name = class_name(finding)
+    return f"class {finding['target_class']}" + (f" ‘{name}’" if name else "")
+
+
+def statement(finding: Mapping[str, Any]) -> str:
+    """The finding's message, beginning with its class."""
+    message = clean(finding["message"], 500)
+    where = target(finding)
+    return f"{where}: {message}" if where and not message.startswith("class ") else message
+
+
+def class_name(finding: Mapping[str, Any]) -> str:
+    """The target's name, empty when it has none or is called by its number."""
+    name = clean(finding["target_name"] or "", 40)
+    return "" if name == str(finding["target_class"]) else name
 
 
 def headline(document: Mapping[str, Any]) -> str:

@@ -11,7 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, target, triggers, why
+from audit_cli.report.document import (
+    contents,
+    facts,
+    headline,
+    percent,
+    ratio,
+    remarks,
+    statement,
+    target,
+    triggers,
+    why,
+)
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
@@ -65,7 +76,7 @@ def render(verdict: Verdict, base: Path | None = None) -> str:
             "Evidence", "".join(_figure(finding, base) for finding in triggers(document, CLASSES)) if base else ""
         ),
         _section("Repair", _repair(repair) if repair else ""),
-        _section("Notes", _list([item["message"] for item in remarks(document) if item["severity"] == "note"])),
+        _section("Notes", _list([statement(item) for item in remarks(document) if item["severity"] == "note"])),
         _section("Audit", _facts(document)),
         _section("Limitations", _list(document["limitations"])),
     ]

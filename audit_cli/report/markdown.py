@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, target, triggers, why
+from audit_cli.report.document import (
+    contents,
+    facts,
+    headline,
+    percent,
+    ratio,
+    remarks,
+    statement,
+    target,
+    triggers,
+    why,
+)
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
@@ -42,7 +53,7 @@ def render(verdict: Verdict) -> str:
             lines += [f"| {label} | {percent(side['cda'])} | {percent(side['asr'])} | {ratio(side['score'])} |"]
     if notes := [item for item in remarks(document) if item["severity"] == "note"]:
         lines += ["", "**Notes**", ""]
-        lines += [f"- {escape(item['message'])} ({escape(item['rule_id'])})" for item in notes]
+        lines += [f"- {escape(statement(item))} ({escape(item['rule_id'])})" for item in notes]
     lines += ["", "| audit | |", "|---|---|"]
     lines += [f"| {label} | {escape(value)} |" for label, value in facts(document)]
     if document["limitations"]:

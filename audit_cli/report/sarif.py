@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from audit_cli.report.document import contents, headline, target
+from audit_cli.report.document import contents, headline, statement, target
 from audit_cli.report.sanitise import clean
 from audit_cli.resources import RulePage, rule_pages
 
@@ -82,7 +82,7 @@ def _result(finding: Mapping[str, Any], order: list[str], document: Mapping[str,
         "ruleId": clean(finding["rule_id"], 20),
         "ruleIndex": order.index(finding["rule_id"]),
         "level": LEVELS[finding["severity"]],
-        "message": {"text": clean(finding["message"], 500) or finding["rule_id"]},
+        "message": {"text": statement(finding) or finding["rule_id"]},
         "locations": [location],
         "partialFingerprints": {"auditCliFinding/v1": finding["fingerprint"]},
         "properties": {

@@ -6,7 +6,18 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from audit_cli.report.document import contents, facts, headline, percent, ratio, remarks, triggers, why
+from audit_cli.report.document import (
+    class_name,
+    contents,
+    facts,
+    headline,
+    percent,
+    ratio,
+    remarks,
+    statement,
+    triggers,
+    why,
+)
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
@@ -80,7 +91,7 @@ def _class_table(found: list[dict[str, Any]]) -> Table:
     for finding in found:
         marked = finding["fired"] and not finding["waived_by"]
         table.add_row(
-            _plain(f"{finding['target_class']} {clean(finding['target_name'] or '', 40)}"),
+            _plain(f"{finding['target_class']} {class_name(finding)}"),
             _plain(clean(finding["family"], 20)),
             ratio(finding["score"]),
             ratio(finding["threshold"]),
@@ -112,7 +123,7 @@ def _repair_line(repair: Mapping[str, Any]) -> Text:
 
 
 def _remark(finding: Mapping[str, Any]) -> str:
-    return f"{clean(finding['message'], 500)} ({finding['rule_id']})"
+    return f"{statement(finding)} ({finding['rule_id']})"
 
 
 def _plain(text: str) -> Text:

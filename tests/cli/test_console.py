@@ -121,7 +121,7 @@ class TestTerminal:
         monkeypatch.setenv("TERM", "dumb")
         work(terminal)
         assert "\x1b" not in terminal.getvalue()
-        assert "repair: done in" in terminal.getvalue()
+        assert "repair: begins" in terminal.getvalue()
 
 
 def test_quiet_says_nothing(terminal: Terminal) -> None:

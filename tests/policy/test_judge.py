@@ -23,7 +23,7 @@ POLICY = replace(
 
 
 def finding(rule: str = "BD001", score: float = 1.0, family: str = "additive", target: int | None = 3) -> Finding:
-    return Finding(rule, score, f"{rule} on class {target}", family=family, target_class=target)
+    return Finding(rule, score, f"{rule} message", family=family, target_class=target)
 
 
 def waiver(of: Finding, expires: datetime.date = TODAY, **changes: object) -> Waiver:
@@ -69,10 +69,23 @@ def test_reasons_are_readable_and_most_severe_first() -> None:
     findings = [finding("BD101", 0.75, target=None), finding(score=4.0), finding(score=12.0, family="mask", target=7)]
     *_, reasons, _ = judge(findings, POLICY, MANIFEST, TODAY)
     assert reasons == (
-        "BD001 on class 7 (BD001: score 12, threshold 3)",
-        "BD001 on class 3 (BD001: score 4, threshold 2)",
-        "BD101 on class None (BD101: score 0.75, threshold 0.5)",
+        "class 7: BD001 message (BD001: score 12, threshold 3)",
+        "class 3: BD001 message (BD001: score 4, threshold 2)",
+        "BD101 message (BD101: score 0.75, threshold 0.5)",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "begin"),
+    [
+        ("cat", "small", "class 3 ‘cat’: small ("),
+        ("3", "small", "class 3: small ("),
+        (None, "class 3 is odd", "class 3 is odd ("),
+    ],
+)
+def test_reasons_name_the_class_once(name: str | None, message: str, begin: str) -> None:
+    *_, reasons, _ = judge([Finding("BD001", 9.0, message, target_class=3, target_name=name)], POLICY, MANIFEST, TODAY)
+    assert reasons[0].startswith(begin)
 
 
 def test_reasons_are_sanitised() -> None:

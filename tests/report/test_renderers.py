@@ -60,6 +60,9 @@ class TestHeadline:
         verdict = make_verdict([Finding("BD001", 5.0, "the whole model is odd", family="mask")])
         assert headline(verdict.document).startswith("FAIL — the whole model is odd (BD001")
 
+    def test_a_name_that_is_the_number_is_not_repeated(self) -> None:
+        assert headline(make_verdict([size(1, "1", 9.0)]).document) == "FAIL — backdoor likely: target class 1"
+
     def test_no_findings_are_inconclusive(self) -> None:
         assert headline(make_verdict([]).document).startswith("INCONCLUSIVE — ")
 
