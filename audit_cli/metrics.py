@@ -61,14 +61,15 @@ def cda(outputs: Tensor, labels: Tensor) -> float:
     return float((classes_of(outputs) == labels).double().mean())
 
 
-def asr(outputs: Tensor, labels: Tensor, target: int) -> float:
-    """Attack success rate in [0, 1]: triggered images whose true class is not `target` predicted as `target`, out of
-    all such images. Raises DataError when every image is of the target class.
+def asr(outputs: Tensor, labels: Tensor, target: int | Tensor) -> float:
+    """Attack success rate in [0, 1]: triggered images whose true class is not the target predicted as the target, out
+    of all such images. target: one class, or one for each image (N,). Raises DataError when there is no such image.
     """
     others = labels != target
     if not bool(others.any()):
-        raise DataError(f"every image is of class {target}: a trigger towards it cannot be measured; add other classes")
-    return float((classes_of(outputs)[others] == target).double().mean())
+        whose = f"of class {target}" if isinstance(target, int) else "of its own target class"
+        raise DataError(f"every image is {whose}: a trigger towards it cannot be measured; add other classes")
+    return float((classes_of(outputs) == target)[others].double().mean())
 
 
 def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:

@@ -9,15 +9,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audit_cli.classifier import Classifier
+from audit_cli.resume import Resume, Run
 from audit_cli.types import Context
 
 Loss = Callable[[Classifier, Tensor, Tensor], Tensor]
+
+
+class Tamper(Protocol):
+    """Hands in the training itself; each method is called once per step, in this order."""
+
+    def batch(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch to train on instead of images (B, 3, H, W) and labels (B,), before augmentation."""
+        ...
+
+    def gradients(self, step: int, classifier: Classifier) -> None:
+        """May change the gradients, after the backward pass and clipping, before the update."""
+        ...
+
+    def updated(self, step: int, classifier: Classifier) -> None:
+        """May change the weights, after the update."""
+        ...
+
+
+class Honest:
+    """The Tamper that leaves everything as it is."""
+
+    def batch(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return images, labels
+
+    def gradients(self, step: int, classifier: Classifier) -> None: ...
+
+    def updated(self, step: int, classifier: Classifier) -> None: ...
 
 
 def cross_entropy(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
@@ -80,34 +109,52 @@ class Fit:
         loss: Loss = cross_entropy,
         after_step: Callable[[int], None] = lambda step: None,
         stage: str = "train",
+        tamper: Tamper | None = None,
+        resume: Resume | None = None,
     ) -> Classifier:
         """Trains `classifier` in place on images (N, 3, H, W) in [0, 1] and labels (N,), and returns it in eval mode.
 
-        Moves the classifier to the context's device. `after_step(step)` runs after every update.
+        Moves the classifier to the context's device. `after_step(step)` runs after every update. tamper: an attacker's
+        hands in the loop. resume: go on where a run with the same settings, data and seed was stopped.
         """
+        tamper = tamper or Honest()
         classifier.on(context.device).requires_grad_(True)
         classifier.train(self.batch_norm == "train")
         images, labels = images.to(context.device), labels.to(context.device)
-        generator = context.generator(stream=1)
         optimiser = torch.optim.SGD(
             classifier.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
         )
+        run = Run(classifier, optimiser, context.generator(stream=1), torch.empty(0, dtype=torch.int64))
+        recipe = f"{self}, seed {context.seed}, {len(labels)} images, {type(loss).__name__}, {type(tamper).__name__}"
         context.progress.stage(stage, self.steps)
-        order = torch.empty(0, dtype=torch.int64)
-        for step in range(self.steps):
-            while len(order) < min(self.batch, len(labels)):
-                order = torch.cat([order, torch.randperm(len(labels), generator=generator)])
-            index, order = order[: self.batch].to(context.device), order[self.batch :]
-            for group in optimiser.param_groups:
-                group["lr"] = self.rate(step)
-            x = crop_and_flip(images[index], generator, self.pad, self.flip)
-            with context.autocast():
-                objective = loss(classifier, x.contiguous(memory_format=torch.channels_last), labels[index])
-            optimiser.zero_grad(set_to_none=True)
-            objective.backward()
-            if self.clip is not None:
-                nn.utils.clip_grad_norm_(classifier.parameters(), self.clip)
-            optimiser.step()
-            after_step(step)
-            context.advance(note=f"loss {objective.item():.3f}" if step % 10 == 0 else "")
+        if resume is not None:
+            resume.load(run, recipe)
+            context.progress.advance(run.step)
+        while run.step < self.steps:
+            value = self._step(run, images, labels, context, loss, tamper)
+            after_step(run.step)
+            context.advance(note=f"loss {value.item():.3f}" if run.step % 10 == 0 else "")
+            run.step += 1
+            if resume is not None and (run.step % resume.every == 0 or run.step == self.steps):
+                resume.save(run, recipe)
         return classifier.eval()
+
+    def _step(self, run: Run, images: Tensor, labels: Tensor, context: Context, loss: Loss, tamper: Tamper) -> Tensor:
+        """One update; the objective () of its batch."""
+        while len(run.order) < min(self.batch, len(labels)):
+            run.order = torch.cat([run.order, torch.randperm(len(labels), generator=run.generator)])
+        index, run.order = run.order[: self.batch].to(context.device), run.order[self.batch :]
+        for group in run.optimiser.param_groups:
+            group["lr"] = self.rate(run.step)
+        x, y = tamper.batch(run.step, images[index], labels[index])
+        x = crop_and_flip(x, run.generator, self.pad, self.flip)
+        with context.autocast():
+            objective = loss(run.classifier, x.contiguous(memory_format=torch.channels_last), y)
+        run.optimiser.zero_grad(set_to_none=True)
+        objective.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(run.classifier.parameters(), self.clip)
+        tamper.gradients(run.step, run.classifier)
+        run.optimiser.step()
+        tamper.updated(run.step, run.classifier)
+        return objective.detach()

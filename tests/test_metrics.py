@@ -26,6 +26,15 @@ def test_asr_counts_only_images_of_other_classes() -> None:
         asr(predicted, torch.zeros(5), 0)
 
 
+def test_asr_with_a_target_for_each_image() -> None:
+    labels = torch.tensor([0, 1, 2, 3])
+    own_target = torch.tensor([1, 2, 2, 0])  # the third makes no claim
+    assert asr(torch.tensor([1, 1, 2, 0]), labels, own_target) == 2 / 3
+    assert asr(torch.tensor([3, 3, 3, 3]), labels, torch.full((4,), 3)) == asr(torch.tensor([3, 3, 3, 3]), labels, 3)
+    with pytest.raises(DataError, match="its own target class"):
+        asr(labels, labels, labels)
+
+
 def test_nan_logits_are_never_right() -> None:
     logits = torch.tensor([[float("nan"), 0.0], [1.0, 0.0]])
     assert classes_of(logits).tolist() == [-1, 0]

@@ -3,6 +3,8 @@
 Chen, Liu, Li, Lu, Song: Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning, 2017,
 https://arxiv.org/abs/1712.05526.
 
+    x' = (1 − opacity) · x + opacity · pattern,    y' = target
+
 Differs from the paper: the pattern is uniform noise drawn from `pattern_seed`.
 """
 
@@ -13,11 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audit_cli.attacks.poisoning import Poisoned, dirty_label
+from audit_cli.attacks.poisoning import Poisoned, Targeted, dirty_label
+
+
+def noise_pattern(images: Tensor, seed: int) -> Tensor:
+    """(C, H, W) uniform noise in [0, 1] of the images' shape, the same for the same seed."""
+    return torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
 
 
 @dataclass(frozen=True)
-class Blend:
+class Blend(Targeted):
     target: int
     count: int  # poisoned training samples
     opacity: float = 0.2  # of the pattern, as in the paper
@@ -29,9 +36,7 @@ class Blend:
 
     def trigger(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> (1 − opacity) · images + opacity · pattern."""
-        generator = torch.Generator().manual_seed(self.pattern_seed)
-        pattern = torch.rand(images.shape[1:], generator=generator).to(images)
-        return (1 - self.opacity) * images + self.opacity * pattern
+        return (1 - self.opacity) * images + self.opacity * noise_pattern(images, self.pattern_seed)
 
     def poison(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Poisoned:
         return dirty_label(images, labels, self.target, self.count, generator, self.trigger, "blend")

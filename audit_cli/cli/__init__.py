@@ -27,9 +27,11 @@ USAGE, ERROR, INTERRUPTED, TERMINATED = 2, 4, 130, 143
 # command -> where its function lives; a space in the name makes a group. These modules import torch inside functions.
 COMMANDS = {
     "scan": "audit_cli.cli.scan:scan",
+    "repair": "audit_cli.cli.repair:repair",
     "inspect": "audit_cli.cli.checkpoint:inspect",
     "convert": "audit_cli.cli.checkpoint:convert",
     "verify": "audit_cli.cli.verdict:verify",
+    "poison": "audit_cli.cli.poison:poison",
     "data check": "audit_cli.cli.data:check",
     "rules": "audit_cli.cli.reference:rules",
     "explain": "audit_cli.cli.reference:explain",
