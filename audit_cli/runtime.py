@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import platform
 import resource
 import sys
@@ -54,7 +55,7 @@ class Allowance:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and self.timeout <= 0:
+        if self.timeout is not None and not self.timeout > 0:  # NaN is not either
             raise UsageError(f"--timeout {self.timeout}: must be positive")
         if self.max_memory is not None and self.max_memory <= 0:
             raise UsageError(f"--max-memory {self.max_memory}: must be positive")
@@ -74,17 +75,27 @@ class Allowance:
         try:
             with _data_segment(self.max_memory):
                 yield
-        except (MemoryError, RuntimeError) as error:
-            if self.max_memory is not None and out_of_memory(error):
+        except Exception as error:
+            if self.max_memory is not None and any(map(out_of_memory, _causes(error))):
                 limit = f"{self.max_memory / 2**20:.0f} MiB"
                 raise BudgetExceeded(f"an allocation passes the memory limit of {limit}; raise --max-memory") from error
             raise
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Is this Python's, PyTorch's CPU allocator's or CUDA's way to say that memory ran out?"""
+    """Is this Python's, the system's, PyTorch's CPU allocator's or CUDA's way to say that memory ran out?"""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    said = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "can't start new thread")
+    return isinstance(error, MemoryError) or any(words in text for words in said)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from: a reader may have put its own words on a failed allocation."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

@@ -69,10 +69,11 @@ def scan(
 
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 error.
     """
-    rules = load_policy(policy)
     reports = _reports(report or [])
     pictures = evidence or (out.with_name(f"{out.stem}-evidence") if out else None)
-    _clear([*([out] if out else []), *[path for _, path in reports]], pictures)
+    inputs = [model, trusted, *([Path(policy)] if policy else [])]
+    _clear([*([out] if out else []), *[path for _, path in reports]], pictures, inputs)
+    rules = load_policy(policy)
     from audit_cli.audit import scan as audit
     from audit_cli.detectors import DETECTORS
 
@@ -121,24 +122,37 @@ def working(
 
 
 def publish(verdict: Verdict, out: Path | None, reports: Sequence[tuple[str, Path]], quiet: bool) -> None:
-    """The verdict to `out` or stdout, the reports to their files, a summary to the person."""
+    """The verdict to `out` or stdout, the reports to their files, a summary to the person.
+
+    Everything is rendered before anything is written, and what was written goes again when a later file cannot be:
+    a run that ends in an error leaves no verdict behind.
+    """
     from audit_cli.checkpoint.save import write_atomically
     from audit_cli.report import RENDERERS, html, json, text
 
     rendered = json.render(verdict)
+    files: list[tuple[Path, str]] = []
     for name, path in reports:
         base = out.parent if out else path.parent
-        content = html.render(verdict, base) if name == "html" else RENDERERS[name](verdict)
-        write_atomically(path, content)
+        files.append((path, html.render(verdict, base) if name == "html" else RENDERERS[name](verdict)))
     if out:
-        write_atomically(out, rendered)
-    elif not sys.stdout.isatty():
-        emit(rendered)
+        files.append((out, rendered))
     stream = sys.stderr if out or not sys.stdout.isatty() else sys.stdout
-    if not quiet or stream is sys.stdout:
-        stream.write(text.render(verdict, width=columns(stream), colour=colour(stream)))
-    if out:
-        say(f"verdict written to {out}", quiet=quiet)
+    summary = text.render(verdict, width=columns(stream), colour=colour(stream))
+    try:
+        for path, content in files:
+            write_atomically(path, content)
+        if not out and stream is sys.stderr:
+            emit(rendered)
+        if not quiet or stream is sys.stdout:
+            stream.write(summary)
+        if out:
+            say(f"verdict written to {out}", quiet=quiet)
+        sys.stdout.flush()
+    except BaseException:
+        for path, _ in files:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def stated_preprocessing(size: str | None, mean: str | None, std: str | None, preprocess: str) -> Preprocessing | None:
@@ -168,7 +182,7 @@ def parse_bytes(text: str) -> int:
     unit = text[len(number) :].strip().upper()
     try:
         return int(float(number) * units[unit])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise UsageError(f"--max-memory {text}: expected a size such as 2GiB or 2000MB") from error
 
 
@@ -208,15 +222,22 @@ def _reports(options: Sequence[str]) -> list[tuple[str, Path]]:
     return reports
 
 
-def _clear(outputs: Sequence[Path], pictures: Path | None) -> None:
+def _clear(outputs: Sequence[Path], pictures: Path | None, inputs: Sequence[Path]) -> None:
     """Old results go first, so that none can be taken for this run's; an impossible place is told before any work."""
-    for path in outputs:
+    for number, path in enumerate(outputs):
         if not path.parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist; make it first")
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; name a file")
-        path.unlink(missing_ok=True)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UsageError(f"{path}: is a link or a device; name a file, or leave --out away to write to stdout")
+        if path.exists() and any(path.resolve().is_relative_to(source.resolve()) for source in inputs):
+            raise UsageError(f"{path}: belongs to an input and would be overwritten; name another file")
+        if path.resolve() in [other.resolve() for other in outputs[:number]]:
+            raise UsageError(f"{path}: is named for two outputs; name two files")
     if pictures and pictures.exists() and not pictures.is_dir():
         raise UsageError(f"{pictures}: is not a folder; pass another --evidence")
+    for path in outputs:
+        path.unlink(missing_ok=True)
     for old in pictures.glob("*-class-*.png") if pictures else []:
         old.unlink()

@@ -3,7 +3,7 @@
 For every class and trigger family it finds the smallest trigger that works, and measures two things on images the
 search never saw:
 
-- size: how much smaller that trigger is than the model's own median class needs at the same success (BD001);
+- size: how much smaller that trigger is than the model's other classes need at the same success (BD001);
 - gap: how much of its success is lost on a reference model, the suspect after Pivotal Tuning (BD002).
 
 Lukas, Kerschbaum: Pick your Poison: Undetectability versus Robustness in Data Poisoning Attacks, 2023,
@@ -13,22 +13,20 @@ https://doi.org/10.1109/SP.2019.00031.
 Differs from the papers:
 - the trigger is made small, where Algorithm 4 leaves it free: an unbounded pattern is found for every class of every
   model, clean ones included, and the gap alone does not tell them apart. `published` is Algorithm 4 as it stands.
-- sizes are compared as a ratio to the median of the other classes; Neural Cleanse's deviation over ten classes is
-  unstable.
+- sizes are compared with the smallest that ordinary classes should have, see `smallness`; Neural Cleanse's median
+  absolute deviation over ten classes is unstable.
 - the reference model is tuned for fewer steps: here it supports the evidence and decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
-
 from audit_cli.classifier import Classifier
+from audit_cli.detectors.smallness import smallness
 from audit_cli.inversion.additive import Additive
-from audit_cli.inversion.engine import Search, State
+from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
 from audit_cli.metrics import asr, predict
@@ -51,68 +49,58 @@ class Calibrated:
         fit, holdout = trusted.split(self.fit_share, context.generator(stream=5))
         suspect = suspect.clone().on(context.device).frozen()
         reference = self.reference(suspect, fit, context).frozen()
+        compared: set[int] = set()
         reached: set[int] = set()
         for family in self.families:
-            state = self.race.run(suspect, family, fit, self.search, context)
+            state, ordinary = self.race.run(suspect, family, fit, self.search, context)
+            compared.update(state.classes.tolist())
             reached.update(state.classes[state.reached].tolist())
             context.progress.stage(f"{family.name} triggers on unseen images", len(state.classes))
-            for row, ratio in enumerate(size_ratios(state).tolist()):
+            small = smallness(state.best_size, ordinary, suspect.num_classes)
+            for row in range(len(state.classes)):
                 trigger = state.trigger(row, family)
-                yield from self._findings(
-                    suspect, reference, trigger, ratio, bool(state.reached[row]), holdout, context
-                )
+                rates = [success(model, trigger, holdout, context) for model in (suspect, reference)]
+                size = self._size(trigger, float(small.score[row]), float(small.ratio[row]), rates, holdout.class_names)
+                yield replace(size, details={**size.details, "reached": bool(state.reached[row])})
+                yield gap(size)
                 context.advance()
-        yield uncompared(set(state.classes.tolist()) - reached, suspect.num_classes, self.search.success)
+        yield uncompared(compared - reached, suspect.num_classes, self.search.success)
 
-    def _findings(
-        self,
-        suspect: Classifier,
-        reference: Classifier,
-        trigger: Trigger,
-        ratio: float,
-        reached: bool,
-        holdout: TrustedData,
-        context: Context,
-    ) -> Iterator[Finding]:
-        before, after = success(suspect, trigger, holdout, context), success(reference, trigger, holdout, context)
+    def _size(
+        self, trigger: Trigger, score: float, ratio: float, rates: Sequence[float], names: Sequence[str]
+    ) -> Finding:
+        """BD001 of one class. rates: success of its trigger on the suspect and on the reference."""
         family, target = trigger.family.name, trigger.target
-        size = Finding(
+        return Finding(
             rule_id="BD001",
-            score=ratio,
-            message=f"smallest {family} trigger is {ratio:.2f} times smaller than the median class needs",
+            score=score,
+            message=(
+                f"smallest {family} trigger is {score:.2f} times smaller than ordinary classes explain, "
+                f"{ratio:.2f} times smaller than the median class needs"
+            ),
             detector="calibrated",
             family=family,
             target_class=target,
-            target_name=holdout.class_names[target] if target < len(holdout.class_names) else None,
-            asr_before=before,
-            asr_after=after,
+            target_name=names[target] if target < len(names) else None,
+            asr_before=rates[0],
+            asr_after=rates[1],
             trigger_norm=trigger.size,
-            details={"reached": reached, "matched_success": self.search.success},
+            details={"ratio": ratio, "matched_success": self.search.success},
             trigger=trigger,
         )
-        yield size
-        message = f"{family} trigger: success {before:.2f} on the model, {after:.2f} on the reference"
-        yield replace(size, rule_id="BD002", score=before - after, message=message)
+
+
+def gap(size: Finding) -> Finding:
+    """BD002 of the same trigger."""
+    before, after = size.asr_before or 0.0, size.asr_after or 0.0
+    message = f"{size.family} trigger: success {before:.2f} on the model, {after:.2f} on the reference"
+    return replace(size, rule_id="BD002", score=before - after, message=message)
 
 
 def uncompared(classes: set[int], total: int, wanted: float) -> Finding:
     """BD107: the classes for which no family found a trigger of the wanted success, so that no size is known."""
     message = f"for {len(classes)} of {total} classes no trigger reached {wanted:.0%} success"
     return Finding("BD107", float(len(classes)), message, details={"searched": total - len(classes)})
-
-
-def size_ratios(state: State) -> Tensor:
-    """(K,) median smallest-trigger size of the other classes over this class's; 1 = ordinary, large = suspicious.
-
-    A class for which no trigger worked has an unknown, large size: it counts as at least the largest size that worked
-    and gets the ratio 0. With no class reached all ratios are 0.
-    """
-    sizes, reached = state.best_size, state.reached
-    if not bool(reached.any()):
-        return torch.zeros_like(sizes)
-    sizes = torch.where(reached, sizes, sizes[reached].max())
-    ratios = [torch.cat([sizes[:k], sizes[k + 1 :]]).median() / sizes[k] for k in range(len(sizes))]
-    return torch.where(reached, torch.stack(ratios), torch.zeros_like(sizes))
 
 
 def success(classifier: Classifier, trigger: Trigger, data: TrustedData, context: Context) -> float:

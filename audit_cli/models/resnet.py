@@ -82,11 +82,11 @@ class Block(nn.Module):
             self.downsample = Pad(shape.inputs, shape.out, shape.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         if self.bottleneck:
-            y = self.bn3(self.conv3(F.relu(y)))
-        return F.relu(y + cast(Tensor, self.downsample(x)))
+            y = self.bn3(self.conv3(F.relu(y, inplace=True)))
+        return F.relu(y + cast(Tensor, self.downsample(x)), inplace=True)
 
 
 class ResNet(nn.Module):
@@ -106,7 +106,7 @@ class ResNet(nn.Module):
 
     def latents(self, x: Tensor) -> Tensor:
         """The pooled features (N, D), input of the head."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         for number in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{number}")(x)
         return x.mean((2, 3))

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
+from audit_cli.repairs.watch import Watch, after_step, unwatched
 from audit_cli.training import Fit
 from audit_cli.types import Context, TrustedData
 
@@ -77,7 +78,9 @@ class PivotalTuning:
         if self.lambda_s < 0 or self.lambda_p < 0 or self.reduction not in ("sum", "mean"):
             raise ValueError(f"{self}: weights must not be negative, reduction is sum or mean")
 
-    def __call__(self, pivot: Classifier, trusted: TrustedData, context: Context) -> Classifier:
+    def __call__(
+        self, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch = unwatched
+    ) -> Classifier:
         """A tuned clone of `pivot`, on the context's device, in eval mode; `pivot` is untouched."""
         anchor = pivot.clone().to(context.device).frozen()
 
@@ -92,4 +95,7 @@ class PivotalTuning:
             )
 
         fit = Fit(self.steps, self.lr, self.batch, pad=self.pad, flip=self.flip, batch_norm=self.batch_norm)
-        return fit.run(pivot.clone(), trusted.images, trusted.labels, context, loss, stage="pivotal tuning")
+        tuned = pivot.clone()
+        return fit.run(
+            tuned, trusted.images, trusted.labels, context, loss, after_step(watch, tuned), stage="pivotal tuning"
+        )

@@ -130,7 +130,7 @@ def _classes(found: list[dict[str, Any]]) -> str:
         f"<td class=n>{_text(ratio(item['threshold']))}</td><td class=n>{_text(percent(item['asr_before']))}</td></tr>"
         for item in found
     )
-    head = "<th>class</th><th>family</th><th class=n>size ratio</th><th class=n>threshold</th><th class=n>success</th>"
+    head = "<th>class</th><th>family</th><th class=n>score</th><th class=n>threshold</th><th class=n>success</th>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
@@ -145,7 +145,7 @@ def _repair(repair: Mapping[str, Any]) -> str:
         for label, side in (("before", repair["before"]), ("after", repair["after"]))
     )
     head = f"<th>{_text(repair['method'])}</th><th class=n>clean accuracy</th><th class=n>trigger success</th>"
-    head += "<th class=n>highest size ratio</th>"
+    head += "<th class=n>highest score</th>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 

@@ -40,7 +40,7 @@ def render(verdict: Verdict) -> str:
     lines = [f"## {escape(headline(document))}", ""]
     lines += [f"- {escape(reason)}" for reason in why(document)]
     if found := triggers(document, CLASSES):
-        lines += ["", "| class | family | size ratio | threshold | success | |", "|---|---|--:|--:|--:|---|"]
+        lines += ["", "| class | family | score | threshold | success | |", "|---|---|--:|--:|--:|---|"]
         for item in found:
             state = "waived" if item["waived_by"] else "**fired**" if item["fired"] else ""
             cells = [escape(target(item)), escape(item["family"]), ratio(item["score"]), ratio(item["threshold"])]
@@ -48,7 +48,7 @@ def render(verdict: Verdict) -> str:
     if repair := document["repair"]:
         before, after = repair["before"], repair["after"]
         lines += ["", f"Repaired by {escape(repair['method'])}:", ""]
-        lines += ["| | clean accuracy | trigger success | size ratio |", "|---|--:|--:|--:|"]
+        lines += ["| | clean accuracy | trigger success | score |", "|---|--:|--:|--:|"]
         for label, side in (("before", before), ("after", after)):
             lines += [f"| {label} | {percent(side['cda'])} | {percent(side['asr'])} | {ratio(side['score'])} |"]
     if notes := [item for item in remarks(document) if item["severity"] == "note"]:

@@ -86,7 +86,7 @@ def _class_table(found: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("class", overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column("family", overflow="ellipsis", no_wrap=True, max_width=12)
-    for name in ("ratio", "limit", "success"):
+    for name in ("score", "limit", "success"):
         table.add_column(name, justify="right", no_wrap=True)
     for finding in found:
         marked = finding["fired"] and not finding["waived_by"]
@@ -118,7 +118,7 @@ def _repair_line(repair: Mapping[str, Any]) -> Text:
         f"Repaired by {clean(repair['method'], 60)}: "
         f"clean accuracy {percent(before['cda'])} → {percent(after['cda'])}, "
         f"trigger success {percent(before['asr'])} → {percent(after['asr'])}, "
-        f"highest size ratio {ratio(before['score'])} → {ratio(after['score'])}"
+        f"highest score {ratio(before['score'])} → {ratio(after['score'])}"
     )
 
 

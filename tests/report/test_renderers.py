@@ -77,7 +77,7 @@ FAIL — backdoor likely: target class 2 ‘cat’
 • 60 trusted images are missing (BD106: score 60, threshold
   1)
 
-class  family  ratio  limit  success
+class  family  score  limit  success
 2 cat  mask     6.30   1.80     97 %
 0 ant  mask     1.10   1.80     97 %
 
@@ -176,7 +176,7 @@ class TestMarkdown:
 
     def test_tables_keep_their_columns(self, hostile: Verdict) -> None:
         rows = [line for line in markdown.render(hostile).splitlines() if line.startswith("| class")]
-        header = next(line for line in rows if "size ratio" in line)
+        header = next(line for line in rows if "score" in line)
         row = next(line for line in rows if "6.30" in line)
         assert len(re.findall(r"(?<!\\)\|", row)) == header.count("|")
 

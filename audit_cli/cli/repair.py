@@ -1,0 +1,90 @@
+"""`audit-cli repair`: tune, audit again, and only then hand out weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from audit_cli.cli.console import colour, columns, say
+from audit_cli.cli.scan import (
+    Arch,
+    Device,
+    Dtype,
+    MaxMemory,
+    Mean,
+    PolicyOption,
+    Preprocess,
+    Quiet,
+    Seed,
+    Size,
+    Split,
+    Std,
+    Timeout,
+    Trusted,
+    Weights,
+    load_policy,
+    stated_preprocessing,
+    working,
+)
+from audit_cli.errors import UsageError
+
+Method = Annotated[str, typer.Option(help="ladder: escalate until a rescan passes; or one repair by its name.")]
+
+
+def repair(
+    model: Annotated[Path, typer.Argument(help="A .safetensors file or a Hugging Face model folder.")],
+    trusted: Trusted,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for weights, verdict and evidence.")],
+    policy: PolicyOption = None,
+    method: Method = "ladder",
+    arch: Arch = None,
+    weights: Weights = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    preprocess: Preprocess = "config",
+    split: Split = "test",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    timeout: Timeout = None,
+    max_memory: MaxMemory = None,
+    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write weights even when none passed.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Repair MODEL with half of the trusted images, audit it again with the other half, and write the folder --out.
+
+    The folder takes the place of the model's: same file names, tensor names and dtypes, beside verdict.json, evidence
+    and a model card. A model that passes its scan is copied unchanged. When no repair passes, no weights are written.
+
+    Exit codes: 0 the repaired weights pass, 1 none did, 2 usage, 3 inconclusive, 4 error.
+    """
+    rules = load_policy(policy)
+    from audit_cli.mend import repair as mend
+    from audit_cli.repairs import REPAIRS
+    from audit_cli.repairs.ladder import LADDER, Rung
+    from audit_cli.report import text
+
+    if method not in ("ladder", *REPAIRS):
+        raise UsageError(f"--method {method}: expected ladder, {', '.join(REPAIRS)}")
+    with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
+        verdict = mend(
+            model,
+            trusted,
+            out,
+            policy=rules,
+            arch=arch,
+            weights=weights,
+            preprocessing=stated_preprocessing(size, mean, std, preprocess),
+            split=split,
+            ladder=LADDER if method == "ladder" else [Rung(method, REPAIRS[method]())],
+            context=context,
+            keep_failed=keep_failed,
+        )
+    if not quiet:
+        sys.stderr.write(text.render(verdict, width=columns(sys.stderr), colour=colour(sys.stderr)))
+    say(f"repair written to {out}", quiet=quiet)
+    return verdict.exit_code

@@ -1,0 +1,218 @@
+"""The order of a repair: who is called when.
+
+scan the pivot -> for each rung: repair(pivot, fit) -> write -> read back -> rescan on the holdout -> judge -> publish
+
+Half the trusted images tune, the other half measures. What is audited is the written file, read back as a stranger's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from audit_cli import models
+from audit_cli.audit import Subject, conclude, feed, measure
+from audit_cli.checkpoint import Checkpoint, open_checkpoint
+from audit_cli.checkpoint.private import private_directory
+from audit_cli.checkpoint.save import write_atomically
+from audit_cli.classifier import Classifier
+from audit_cli.data import Preprocessing, read_images
+from audit_cli.detectors import DETECTORS
+from audit_cli.detectors.scope import scope
+from audit_cli.errors import UsageError
+from audit_cli.inversion import FAMILIES
+from audit_cli.metrics import asr, cda, cda_drop, predict
+from audit_cli.policy import Policy, judge
+from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged, with_relearning
+from audit_cli.repairs.holdout import disagreement, divide
+from audit_cli.repairs.ladder import LADDER, Rung
+from audit_cli.repairs.output import (
+    README,
+    VERDICT,
+    carry_over,
+    check_destination,
+    copy_configs,
+    copy_model,
+    model_card,
+    staged,
+    write_model,
+)
+from audit_cli.repairs.relearning import Relearned, Relearning
+from audit_cli.repairs.trajectory import Trajectory
+from audit_cli.report.evidence import save_pictures
+from audit_cli.report.json import render
+from audit_cli.runtime import Stopwatch
+from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
+
+EVIDENCE, EVIDENCE_BEFORE, CURVES = "evidence", "evidence-before", "trade-off.json"
+
+
+def repair(
+    model: Path,
+    trusted: Path,
+    out: Path,
+    *,
+    policy: Policy | None = None,
+    arch: str | None = None,
+    weights: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    split: str = "test",
+    ladder: Sequence[Rung] = LADDER,
+    detectors: Sequence[Detector] = (),
+    context: Context | None = None,
+    keep_failed: bool = False,
+) -> Verdict:
+    """Repairs the checkpoint at `model` and writes the folder `out`, whole or not at all.
+
+    A model that passes its scan is copied unchanged. Otherwise the rungs of `ladder` are tried until one passes a scan
+    with a fresh seed and the policy's limits on the drop of clean accuracy and on the recovered triggers' success. Then
+    `out` holds the weights, the verdict on them, evidence and a model card; when none passes, the verdict on `model`
+    and the evidence only, unless `keep_failed`. Other arguments as in `scan`.
+    Raises UnsupportedError when the trusted images are too few to repair and judge with, and AuditError as `scan` does.
+    """
+    policy = policy or Policy.load("default")
+    policy.refuse_inside(model)
+    if model.is_dir() and out.resolve().is_relative_to(model.resolve()):
+        raise UsageError(f"{out}: lies inside the model; give a folder elsewhere")
+    check_destination(out)
+    context = context or Context()
+    watch = Stopwatch(context.progress)
+    context = replace(context, progress=watch)
+    detectors = detectors or [DETECTORS["calibrated"]()]
+    context.progress.stage("checkpoint", 1)
+    with open_checkpoint(model, weights=weights or policy.weights, check=context.budget.check) as checkpoint:
+        classifier = models.build(checkpoint, arch=arch)
+        context.progress.stage("trusted data", 1)
+        subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context)
+        fit, holdout = divide(subject.trusted, policy.max_drop, policy.min_per_class, context.generator(stream=9))
+        with staged(out) as folder:
+            found = look(subject, checkpoint, policy, detectors, context)
+            found = save_pictures(found, subject.trusted, folder / EVIDENCE_BEFORE)
+            case = Case(checkpoint, subject, fit, holdout, found, policy, detectors, arch, context)
+            verdict = _act(case, ladder, folder, keep_failed, watch)
+            write_atomically(folder / VERDICT, render(verdict))
+    return verdict
+
+
+def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, watch: Stopwatch) -> Verdict:
+    """Fills `folder`, verdict excepted, as the scan of the pivot demands."""
+    first = conclude(case.checkpoint, case.subject, case.findings, case.policy, case.context, watch)
+    if first.verdict == "PASS":
+        copy_model(case.checkpoint, folder)
+        carry_over(case.checkpoint, folder)
+        accuracy = cda(predict(case.subject.classifier, case.holdout.images, case.context), case.holdout.labels)
+        return unchanged(case, first, accuracy, None, _manifest(case.checkpoint))
+    if first.verdict != "FAIL":
+        return first
+    attempts = climb(case, ladder)
+    best = min(attempts, key=lambda attempt: attempt.rank)
+    relearned = relearn(case, best)
+    curves = {attempt.rung: [asdict(point) for point in attempt.curve.points] for attempt in attempts}
+    (folder / EVIDENCE).mkdir()
+    write_atomically(folder / EVIDENCE / CURVES, json.dumps(curves, indent=1) + "\n")
+    if not (best.passes or keep_failed):
+        findings = with_relearning(case, case.findings, relearned)
+        about = conclude(case.checkpoint, case.subject, findings, case.policy, case.context, watch)
+        return account(case, best, about, None)
+    write_model(case.checkpoint, best.classifier, folder)
+    carry_over(case.checkpoint, folder)
+    findings = save_pictures(with_relearning(case, best.findings, relearned), case.holdout, folder / EVIDENCE)
+    subject = replace(case.subject, classifier=best.classifier, trusted=case.holdout, choice=None)
+    with open_checkpoint(_opens(case.checkpoint, folder)) as written:
+        about = conclude(written, subject, findings, case.policy, case.context, watch)
+        verdict = account(case, best, about, _manifest(written))
+    card = model_card(folder / README, best.rung, case.checkpoint.manifest_digest, rows(best), verdict.verdict)
+    write_atomically(folder / README, card)
+    return verdict
+
+
+def look(
+    subject: Subject, checkpoint: Checkpoint, policy: Policy, detectors: Sequence[Detector], context: Context
+) -> list[Finding]:
+    """What a scan of the subject finds, and what it leaves out."""
+    findings = measure(subject, policy, detectors, context)
+    return findings + scope(checkpoint.unaudited, {f.family for f in findings if f.family}, FAMILIES)
+
+
+def _manifest(checkpoint: Checkpoint) -> dict[str, object]:
+    return {"manifest_digest": checkpoint.manifest_digest, "files": [asdict(file) for file in checkpoint.files]}
+
+
+def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
+    """What to open in `folder` for the counterpart of `checkpoint`: a file for a file, a folder for a folder."""
+    return folder if checkpoint.source.is_dir() else folder / checkpoint.files[0].path
+
+
+def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
+    """Attempts in order, the last one being the first that passes, where one does."""
+    attempts: list[Attempt] = []
+    for k, rung in enumerate(ladder, start=1):
+        context = replace(case.context, seed=case.context.seed + 1_000 * k)
+        curve = Trajectory(case.subject.classifier, case.holdout, context)
+        tuned = rung.repair(case.subject.classifier, case.fit, context, curve)
+        attempts.append(examine(case, rung.name, tuned, curve, replace(context, seed=context.seed + 500)))
+        if attempts[-1].passes:
+            break
+    return attempts
+
+
+def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:
+    """Audits what would be delivered: the tuned weights as written and read back, on images no repair has seen."""
+    repaired, holdout, policy = read_back(case, tuned), case.holdout, case.policy
+    subject = replace(case.subject, classifier=repaired, trusted=holdout, choice=None)
+    findings = look(subject, case.checkpoint, policy, case.detectors, context)
+    pivot = case.subject.classifier
+    before = predict(pivot, holdout.images, context)
+    after = predict(repaired, holdout.images, context)
+    drop = cda_drop(before, after, holdout.labels)
+    left = strongest(repaired, case.triggers, holdout, context)
+    objections = []
+    if drop[0] > policy.max_drop:
+        objections.append(f"clean accuracy dropped by {100 * drop[0]:.1f} points, {100 * policy.max_drop:g} allowed")
+    if left is not None and left > policy.max_asr:
+        objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
+    return Attempt(
+        rung=rung,
+        classifier=repaired,
+        findings=findings,
+        verdict=judge(findings, policy, "", today())[0],
+        cda_before=cda(before, holdout.labels),
+        cda=cda(after, holdout.labels),
+        asr_before=strongest(pivot, case.triggers, holdout, context),
+        asr=left,
+        drop=drop,
+        disagreement=disagreement(before, after, holdout.labels),
+        objections=tuple(objections),
+        curve=curve,
+    )
+
+
+def read_back(case: Case, tuned: Classifier) -> Classifier:
+    """The classifier that a stranger gets from the files `tuned` is written to."""
+    with private_directory() as folder:
+        write_model(case.checkpoint, tuned, folder)
+        copy_configs(case.checkpoint, folder)
+        with open_checkpoint(_opens(case.checkpoint, folder)) as written:
+            fresh = models.build(written, arch=case.arch).on(case.context.device)
+    mean, std = case.subject.preprocessing.mean, case.subject.preprocessing.std
+    assert mean is not None and std is not None  # noqa: PT018, S101 - feed has settled them
+    return fresh.with_normalisation(mean, std)
+
+
+def strongest(classifier: Classifier, triggers: Sequence[Trigger], data: TrustedData, context: Context) -> float | None:
+    """The largest success of `triggers` on `data`; None when there are none."""
+    rates = []
+    for trigger in triggers:
+        others = data.labels != trigger.target
+        outputs = predict(classifier, trigger(data.images[others]), context)
+        rates.append(asr(outputs, data.labels[others], trigger.target))
+    return max(rates, default=None)
+
+
+def relearn(case: Case, best: Attempt) -> Relearned | None:
+    """How fast the worst of the recovered triggers comes back."""
+    if not case.triggers:
+        return None
+    return Relearning()(best.classifier, case.triggers[0], case.fit, case.holdout, case.context)

@@ -1,0 +1,167 @@
+"""An attempt at a repair: what was measured, and how the verdict tells it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+from audit_cli.checkpoint import Checkpoint
+from audit_cli.classifier import Classifier
+from audit_cli.policy import EXIT_CODES, PASS_REASON, Policy, judge
+from audit_cli.repairs.holdout import images_needed
+from audit_cli.repairs.relearning import Relearned
+from audit_cli.repairs.trajectory import Trajectory
+from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
+
+if TYPE_CHECKING:
+    from audit_cli.audit import Subject
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What stays the same while the ladder is climbed."""
+
+    checkpoint: Checkpoint
+    subject: Subject  # the pivot
+    fit: TrustedData
+    holdout: TrustedData
+    findings: Sequence[Finding]  # of the scan of the pivot
+    policy: Policy
+    detectors: Sequence[Detector]
+    arch: str | None
+    context: Context
+
+    @property
+    def triggers(self) -> list[Trigger]:
+        """The triggers that convicted the pivot, most suspicious first."""
+        items = judge(self.findings, self.policy, self.checkpoint.manifest_digest, today())[3]
+        guilty = [item for item in items if item.fired and item.severity == "fail" and item.waived_by is None]
+        guilty.sort(key=lambda item: item.finding.score / item.threshold, reverse=True)
+        return [item.finding.trigger for item in guilty if item.finding.trigger is not None]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rung's result, all of it measured on the holdout."""
+
+    rung: str
+    classifier: Classifier  # read back from what was written
+    findings: Sequence[Finding]
+    verdict: str  # of the rescan
+    cda_before: float
+    cda: float
+    asr_before: float | None  # the largest of the triggers recovered from the pivot
+    asr: float | None
+    drop: tuple[float, float, float]  # of cda against the pivot, and its interval
+    disagreement: float
+    objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
+    curve: Trajectory
+
+    @property
+    def passes(self) -> bool:
+        return self.verdict == "PASS" and not self.objections
+
+    @property
+    def rank(self) -> tuple[bool, int, float, float]:
+        """Smaller is better."""
+        against = len(self.objections) + (self.verdict != "PASS")
+        return not self.passes, against, self.asr or 0.0, self.drop[0]
+
+
+def today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+def highest(findings: Sequence[Finding]) -> float | None:
+    """The largest score of BD001 among `findings`."""
+    return max((finding.score for finding in findings if finding.rule_id == "BD001"), default=None)
+
+
+def rows(best: Attempt) -> str:
+    """Lines of a Markdown table: what, before, after."""
+    asr = "–" if best.asr is None or best.asr_before is None else f"{best.asr_before:.1%} | {best.asr:.1%}"
+    lines = [f"| clean accuracy | {best.cda_before:.1%} | {best.cda:.1%} |"]
+    return "\n".join([*lines, f"| success of the recovered triggers | {asr} |"] if asr != "–" else lines)
+
+
+def with_relearning(case: Case, findings: Sequence[Finding], relearned: Relearned | None) -> list[Finding]:
+    """The findings, those about the relearned trigger's class with what it took to teach it again."""
+    if relearned is None:
+        return list(findings)
+    of = case.triggers[0]
+    told: dict[str, int | None] = {"relearned_after": relearned.own, "others_learned_after": relearned.others}
+    return [
+        replace(f, details={**f.details, **told})
+        if (f.rule_id, f.family, f.target_class) == ("BD001", of.family.name, of.target)
+        else f
+        for f in findings
+    ]
+
+
+def account(case: Case, best: Attempt, about: Verdict, output: Json | None) -> Verdict:
+    """The verdict `about` the written model, or about the pivot when nothing was written (`output` is None), with what
+    the repair did and what speaks against it."""
+    own = [reason for reason in about.reasons if reason != PASS_REASON or not best.objections]
+    failed = output is None or best.objections
+    verdict = "FAIL" if failed else about.verdict
+    origin = f"repaired by {best.rung} from the model with manifest {case.checkpoint.manifest_digest}"
+    lead = f"no repair passed, so no weights were written; the best was {best.rung}" if output is None else None
+    reasons = [*([lead] if lead else []), *best.objections, *own, *([] if lead else [origin])]
+    drop, *interval = best.drop
+    section: Json = {
+        "method": best.rung,
+        "before": {"cda": best.cda_before, "asr": best.asr_before, "score": highest(case.findings)},
+        "after": {"cda": best.cda, "asr": best.asr, "score": highest(best.findings)},
+        "cda_drop": drop,
+        "cda_drop_interval": interval,
+        "output": output,
+    }
+    return amended(about, verdict, reasons, section, [_halves(case), *_resolution(case, best)])
+
+
+def unchanged(case: Case, about: Verdict, cda: float, asr: float | None, output: Json) -> Verdict:
+    """The verdict on a model that needed no repair."""
+    same: Json = {"cda": cda, "asr": asr, "score": highest(case.findings)}
+    section: Json = {
+        "method": "none: the model passed its scan and was copied unchanged",
+        "before": same,
+        "after": same,
+        "cda_drop": 0.0,
+        "cda_drop_interval": [0.0, 0.0],
+        "output": output,
+    }
+    return amended(about, about.verdict, [*about.reasons, "nothing to repair: the weights are unchanged"], section, [])
+
+
+def amended(about: Verdict, verdict: str, reasons: Sequence[str], section: Json, limits: Sequence[str]) -> Verdict:
+    code = EXIT_CODES[verdict]
+    known = cast(Sequence[str], about.document["limitations"])
+    document = {**about.document, "verdict": verdict, "exit_code": code, "reasons": list(reasons)}
+    document |= {"repair": section, "limitations": [*known, *limits]}
+    return Verdict(verdict, code, tuple(reasons), about.findings, document)
+
+
+def _halves(case: Case) -> str:
+    return (
+        f"{len(case.fit)} of the trusted images were used for the repair; accuracy and what is left of the backdoor "
+        f"were measured on the other {len(case.holdout)}."
+    )
+
+
+def _resolution(case: Case, best: Attempt) -> list[str]:
+    """Said when the interval of the accuracy drop reaches past what the policy allows."""
+    drop, low, high = best.drop
+    limit = case.policy.max_drop
+    if high <= limit or drop > limit:
+        return []
+    needed = images_needed(limit - max(drop, 0.0), best.disagreement) if drop < limit else None
+    remedy = f"; about {needed} held-out images would bound it" if needed else ""
+    line = (
+        f"The accuracy drop of {100 * drop:.1f} points has the 95 % interval {100 * low:.1f} to {100 * high:.1f}, "
+        f"which reaches past the {100 * limit:g} points allowed{remedy}."
+    )
+    return [line]

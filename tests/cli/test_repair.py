@@ -1,0 +1,227 @@
+"""`audit-cli repair` from outside: which weights it hands out, and with which code it ends.
+
+Detector and ladder are stubs that answer at once; reading, splitting, writing, reading back and judging are real.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audit_cli.classifier import Classifier
+from audit_cli.cli import run
+from audit_cli.detectors import DETECTORS
+from audit_cli.errors import BudgetExceeded
+from audit_cli.inversion.mask import Mask
+from audit_cli.mend import Relearning
+from audit_cli.repairs import ladder
+from audit_cli.repairs.ladder import Rung
+from audit_cli.repairs.watch import Watch, unwatched
+from audit_cli.resources import bundled, violations
+from audit_cli.types import Context, Finding, Trigger, TrustedData
+
+MODEL, TRUSTED = bundled("fixtures") / "digits-clean.safetensors", bundled("fixtures") / "digits-trusted.npz"
+MARK = 3.0  # a repaired model is known by this bias of its last class
+
+
+@dataclass
+class Stub:
+    """Suspects class 3 of every model but the marked one."""
+
+    before: float = 9.0
+    after: float = 1.0
+    seeds: list[int] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+
+    def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
+        self.seeds.append(context.seed)
+        self.seen.append(len(trusted))
+        score = self.after if float(suspect.head.bias[-1].detach()) == MARK else self.before
+        nothing = {"mask": torch.full((1, 1, *trusted.shape[1:]), -20.0), "pattern": torch.zeros(1, *trusted.shape)}
+        trigger = Trigger(Mask(), nothing, 3, 1.0)
+        yield Finding("BD001", score, "a trigger", "stub", "mask", 3, "3", trigger_norm=1.0, trigger=trigger)
+        yield Finding("BD107", 0.0, "all classes", "stub", details={"searched": suspect.num_classes})
+
+
+@dataclass(frozen=True)
+class Marking:
+    """The repair that leaves its mark, and whatever `damage` does to the head."""
+
+    damage: float = 0.0
+    mark: float = MARK
+    fail: BaseException | None = None
+
+    def __call__(
+        self, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch = unwatched
+    ) -> Classifier:
+        if self.fail:
+            raise self.fail
+        repaired = pivot.clone()
+        with torch.no_grad():
+            repaired.head.weight.mul_(20)  # so that the mark changes no answer
+            repaired.head.bias.mul_(20)
+            repaired.head.weight[0] *= 1 - self.damage
+            repaired.head.bias[-1] = self.mark
+        watch(0, repaired)
+        return repaired
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    error: str
+    out: Path
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.out / "verdict.json").read_text())
+        assert violations(document, "verdict") == []
+        assert document["exit_code"] == self.code
+        return document
+
+    @property
+    def weights(self) -> list[Path]:
+        return list(self.out.rglob("*.safetensors"))
+
+
+Repair = Callable[..., Outcome]
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> Stub:
+    stub = Stub()
+    monkeypatch.setitem(DETECTORS, "calibrated", lambda: stub)  # type: ignore[arg-type]
+    monkeypatch.setattr(Relearning, "__call__", lambda self, *_: None)
+    return stub
+
+
+@pytest.fixture
+def repair(
+    tmp_path: Path, detector: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Repair:
+    def call(
+        *options: str, rungs: tuple[Rung, ...] = (Rung("marking", Marking()),), trusted: Path = TRUSTED
+    ) -> Outcome:
+        monkeypatch.setattr(ladder, "LADDER", rungs)
+        out = tmp_path / "out"
+        arguments = ["repair", str(MODEL), "--trusted", str(trusted), "--out", str(out), "--device", "cpu", "--quiet"]
+        code = run([*arguments, "--dtype", "float32", "--mean", "0", "--std", "1", *options])
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+        return Outcome(code, captured.err, out)
+
+    return call
+
+
+def test_a_repair_that_passes(repair: Repair, detector: Stub) -> None:
+    outcome = repair()
+    assert outcome.code == 0
+    assert {p.name for p in outcome.out.iterdir()} == {
+        "digits-clean.safetensors",
+        "verdict.json",
+        "README.md",
+        "evidence",
+        "evidence-before",
+    }
+    old, new = load_file(MODEL), load_file(outcome.out / MODEL.name)
+    assert {k: (v.shape, v.dtype) for k, v in new.items()} == {k: (v.shape, v.dtype) for k, v in old.items()}
+    assert float(new["fc.bias"][-1]) == MARK
+    verdict = outcome.verdict
+    section = verdict["repair"]
+    assert section["method"] == "marking"
+    assert (section["before"]["score"], section["after"]["score"]) == (9.0, 1.0)
+    assert section["output"]["manifest_digest"] == verdict["model"]["manifest_digest"]
+    assert verdict["trusted"]["n"] < 400
+    assert any("were used for the repair" in line for line in verdict["limitations"])
+    assert run(["verify", str(outcome.out / "verdict.json"), str(outcome.out), "--quiet"]) == 0
+    assert json.loads((outcome.out / "evidence" / "trade-off.json").read_text())["marking"][0]["step"] == 0
+    assert len(set(detector.seeds)) == 2
+    assert detector.seen == [400, verdict["trusted"]["n"]]
+
+
+def test_the_ladder_goes_on_until_a_rung_passes(repair: Repair, detector: Stub) -> None:
+    rungs = (Rung("idle", Marking(mark=0.0)), Rung("marking", Marking()), Rung("never", Marking(fail=ValueError())))
+    outcome = repair(rungs=rungs)
+    assert (outcome.code, outcome.verdict["repair"]["method"]) == (0, "marking")
+    assert len(set(detector.seeds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"), [({"mark": 0.0}, "times|trigger"), ({"damage": 4.0}, "clean accuracy dropped by")]
+)
+def test_no_weights_are_handed_out_when_none_passes(repair: Repair, settings: dict[str, Any], reason: str) -> None:
+    rungs = (Rung("marking", Marking(**settings)),)
+    outcome = repair(rungs=rungs)
+    assert (outcome.code, outcome.weights) == (1, [])
+    verdict = outcome.verdict
+    assert verdict["verdict"] == "FAIL"
+    assert verdict["reasons"][0].startswith("no repair passed, so no weights were written; the best was marking")
+    assert any(re.search(reason, line) for line in verdict["reasons"][1:])
+    assert verdict["repair"]["output"] is None
+    assert verdict["model"]["files"][0]["sha256"]
+
+
+def test_failed_weights_are_kept_on_request(repair: Repair) -> None:
+    outcome = repair("--keep-failed", rungs=(Rung("marking", Marking(damage=4.0)),))
+    assert outcome.code == 1
+    assert [p.name for p in outcome.weights] == [MODEL.name]
+    assert outcome.verdict["repair"]["cda_drop"] > 0.02
+    assert run(["verify", str(outcome.out / "verdict.json"), str(outcome.out), "--quiet"]) == 1
+
+
+def test_the_best_of_several_failures_is_reported(repair: Repair) -> None:
+    rungs = tuple(Rung(f"damage {d}", Marking(damage=d)) for d in (4.0, 2.0, 8.0))
+    drop = repair(rungs=rungs).verdict["repair"]
+    assert drop["method"] in {"damage 2.0", "damage 4.0", "damage 8.0"}
+    assert drop["cda_drop"] > 0.02
+
+
+def test_a_model_that_passes_is_copied_unchanged(repair: Repair, detector: Stub) -> None:
+    detector.before = 1.0
+    outcome = repair()
+    assert outcome.code == 0
+    assert (outcome.out / MODEL.name).read_bytes() == MODEL.read_bytes()
+    verdict = outcome.verdict
+    assert verdict["repair"]["cda_drop"] == 0
+    assert "unchanged" in verdict["repair"]["method"]
+    assert len(detector.seeds) == 1
+
+
+def test_too_few_trusted_images_are_refused_with_the_number(repair: Repair, tmp_path: Path) -> None:
+    few = tmp_path / "few.npz"
+    with np.load(TRUSTED) as whole:
+        np.savez(few, images=whole["images"][:250], labels=whole["labels"][:250], classes=whole["classes"])
+    outcome = repair(trusted=few)
+    assert outcome.code == 3
+    assert "cannot be verified on" in outcome.error
+    assert "trusted images, where there are 250" in outcome.error
+    assert not outcome.out.exists()
+
+
+@pytest.mark.parametrize(("error", "code"), [(BudgetExceeded("time"), 3), (ValueError("bug"), 4), (MemoryError(), 4)])
+def test_whatever_goes_wrong_in_a_repair_leaves_nothing(repair: Repair, error: BaseException, code: int) -> None:
+    outcome = repair(rungs=(Rung("broken", Marking(fail=error)),))
+    assert outcome.code == code
+    assert not outcome.out.exists()
+
+
+def test_a_destination_in_use_is_refused_before_any_work(repair: Repair, tmp_path: Path, detector: Stub) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("")
+    assert repair().code == 2
+    assert (tmp_path / "out" / "precious").exists()
+    assert detector.seeds == []
+
+
+def test_an_unknown_method_is_a_usage_error(repair: Repair) -> None:
+    assert repair("--method", "prayer").code == 2
