@@ -71,15 +71,15 @@ GOLDEN = """\
 FAIL — backdoor likely: target class 2 ‘cat’
 
 • class 2 (cat): the smallest mask trigger is 6.3 times
-  smaller than usual (BD001: score 6.3, threshold 1.8)
+  smaller than usual (BD001: score 6.3, threshold 1.5)
 • class 2 (cat): the smallest additive trigger is 2.0 times
-  smaller than usual (BD001: score 2, threshold 1.8)
+  smaller than usual (BD001: score 2, threshold 1.5)
 • 60 trusted images are missing (BD106: score 60, threshold
   1)
 
 class  family  score  limit  success
-2 cat  mask     6.30   1.80     97 %
-0 ant  mask     1.10   1.80     97 %
+2 cat  mask     6.30   1.50     97 %
+0 ant  mask     1.10   1.50     97 %
 
 Notes
 • no calibration covers resnet20 at 32x32 with 3 classes
