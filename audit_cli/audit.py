@@ -51,6 +51,7 @@ def scan(
     arch: str | None = None,
     weights: str | None = None,
     preprocessing: Preprocessing | None = None,
+    auto: bool = False,
     split: str = "test",
     detectors: Sequence[Detector] = (),
     context: Context | None = None,
@@ -60,8 +61,9 @@ def scan(
 
     policy: the default one when None. arch: how to build a model that is not recognised. weights: the file to audit
     where the folder has several. preprocessing: as stated by the user; else the checkpoint's own, else tried out.
-    split: which part of an archive with several. detectors: the default one when empty. evidence: folder for pictures
-    of the recovered triggers, none when None. Raises AuditError for whatever cannot be audited.
+    auto: try the usual normalisations, whatever the checkpoint says. split: which part of an archive with several.
+    detectors: the default one when empty. evidence: folder for pictures of the recovered triggers, none when None.
+    Raises AuditError for whatever cannot be audited.
     """
     policy = policy or Policy.load("default")
     policy.refuse_inside(model)
@@ -72,7 +74,7 @@ def scan(
     with open_checkpoint(model, weights=weights or policy.weights, check=context.budget.check) as checkpoint:
         classifier = models.build(checkpoint, arch=arch)
         context.progress.stage("trusted data", 1)
-        subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context)
+        subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context, auto)
         findings = measure(subject, policy, detectors or [DETECTORS["calibrated"]()], context)
         findings += scope(checkpoint.unaudited, {f.family for f in findings if f.family}, FAMILIES)
         if manifest(model, weights or policy.weights)[1] != checkpoint.manifest_digest:
@@ -83,17 +85,23 @@ def scan(
 
 
 def feed(
-    classifier: Classifier, raw: RawImages, checkpoint: Checkpoint, stated: Preprocessing | None, context: Context
+    classifier: Classifier,
+    raw: RawImages,
+    checkpoint: Checkpoint,
+    stated: Preprocessing | None,
+    context: Context,
+    auto: bool = False,
 ) -> Subject:
     """Brings the images to the model's size and the normalisation into the model.
 
-    What the user states wins, then the checkpoint's preprocessor config; what neither says is tried out.
+    What the user states wins, then the checkpoint's preprocessor config; what neither says is tried out, and with
+    `auto` the normalisation always is.
     """
     own = from_config(checkpoint.preprocessor) if checkpoint.preprocessor else None
     fallback = Preprocessing.for_size(classifier.size, "architecture") if classifier.size else Preprocessing()
     geometry = stated if stated and stated.size else own or fallback
     data = prepare(raw, geometry, classifier.labels)
-    given = next((p for p in (stated, own) if p and p.mean is not None), None)
+    given = None if auto else next((p for p in (stated, own) if p and p.mean is not None), None)
     classifier = classifier.on(context.device)
     if given is None:
         context.progress.stage("normalisation", 1)
@@ -125,9 +133,7 @@ def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], con
             min_images=policy.min_images,
             min_per_class=policy.min_per_class,
         )
-        if _verdict(findings, policy) != "PASS":
-            return findings
-        for detector in detectors:
+        for detector in detectors if _verdict(findings, policy) == "PASS" else ():
             before = len(findings)
             try:
                 for finding in detector(subject.classifier, subject.trusted, context):

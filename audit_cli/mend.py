@@ -58,6 +58,7 @@ def repair(
     arch: str | None = None,
     weights: str | None = None,
     preprocessing: Preprocessing | None = None,
+    auto: bool = False,
     split: str = "test",
     ladder: Sequence[Rung] = LADDER,
     detectors: Sequence[Detector] = (),
@@ -85,7 +86,7 @@ def repair(
     with open_checkpoint(model, weights=weights or policy.weights, check=context.budget.check) as checkpoint:
         classifier = models.build(checkpoint, arch=arch)
         context.progress.stage("trusted data", 1)
-        subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context)
+        subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context, auto)
         fit, holdout = divide(subject.trusted, policy.max_drop, policy.min_per_class, context.generator(stream=9))
         with staged(out) as folder:
             found = look(subject, checkpoint, policy, detectors, context)

@@ -130,13 +130,15 @@ class Fit:
         if resume is not None:
             resume.load(run, recipe)
             context.progress.advance(run.step)
-        while run.step < self.steps:
-            value = self._step(run, images, labels, context, loss, tamper)
-            after_step(run.step)
-            context.advance(note=f"loss {value.item():.3f}" if run.step % 10 == 0 else "")
-            run.step += 1
-            if resume is not None and (run.step % resume.every == 0 or run.step == self.steps):
-                resume.save(run, recipe)
+        with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
+            while run.step < self.steps:
+                torch.manual_seed(context.seed * 1_000_003 + run.step)  # dropout draws from the global generator
+                value = self._step(run, images, labels, context, loss, tamper)
+                after_step(run.step)
+                context.advance(note=f"loss {value.item():.3f}" if run.step % 10 == 0 else "")
+                run.step += 1
+                if resume is not None and (run.step % resume.every == 0 or run.step == self.steps):
+                    resume.save(run, recipe)
         return classifier.eval()
 
     def _step(self, run: Run, images: Tensor, labels: Tensor, context: Context, loss: Loss, tamper: Tamper) -> Tensor:

@@ -79,6 +79,7 @@ def repair(
             arch=arch,
             weights=weights,
             preprocessing=stated_preprocessing(size, mean, std, preprocess),
+            auto=preprocess == "auto",
             split=split,
             ladder=LADDER if method == "ladder" else [Rung(method, REPAIRS[method]())],
             context=context,

@@ -87,6 +87,7 @@ def scan(
             arch=arch,
             weights=weights,
             preprocessing=stated_preprocessing(size, mean, std, preprocess),
+            auto=preprocess == "auto",
             split=split,
             detectors=[DETECTORS[detector]()],
             context=context,

@@ -33,4 +33,4 @@ class Additive:
         return (images + parameters["pattern"][:, None]).clamp(0, 1)
 
     def size(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        return parameters["pattern"].square().sum((1, 2, 3)).sqrt()
+        return parameters["pattern"].square().sum((1, 2, 3)).clamp_min(1e-12).sqrt()

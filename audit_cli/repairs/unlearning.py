@@ -47,6 +47,7 @@ class Unlearning:
     rounds: int = 4  # ours
     starts: int = 3  # ours: triggers a suspicious class, family and round
     suspicious: float = 1.5  # ours: below the policy's threshold, so that what is left cannot be just under it
+    left: float = 0.7  # ours: goes on while a suspicious class has a trigger so much smaller than the median class
     steps: int = 150  # ours: a round
     lr: float = 0.01  # ours: with frozen batch normalisation it needs the clipping
     batch: int = 128
@@ -77,12 +78,11 @@ class Unlearning:
         repaired = anchor.clone()
         for turn in range(self.rounds if lesson else 0):
             fresh = replace(context, seed=context.seed + turn)
-            if turn:
-                found = self._invert(repaired.frozen(), trusted, suspects, fresh)
-                small = [t for t in found if usual[t.family.name] / t.size >= self.suspicious]
-                if not small:
-                    break
-                lesson += small
+            found = self._invert(repaired.frozen(), trusted, suspects, fresh)
+            small = [t for t in found if usual[t.family.name] / t.size >= self.left]
+            if turn and not small:
+                break
+            lesson += small
             repaired = self._unlearn(repaired, anchor, lesson, trusted, fresh, watch, turn * self.steps)
         return repaired
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from torch import Tensor
 from toys import Planted
 
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.engine import ExtraLoss, Search, State
 from audit_cli.inversion.mask import Mask
-from audit_cli.inversion.racing import Race
+from audit_cli.inversion.racing import Race, smallest
 from audit_cli.types import Context, TriggerFamily, TrustedData
 
 MANY = Planted(classes=60, pixels=4, height=18, width=16, target=37, weight=4.0)
@@ -38,57 +39,77 @@ class Watched(Search):
         return super().run(suspect, family, state, trusted, steps, context, extra)
 
 
-def race(seed: int) -> tuple[State, list[tuple[list[int], int]]]:
+@dataclass(frozen=True)
+class Ran:
+    """A finished race: the survivors' state, which of them are the sample, and who was searched for how long."""
+
+    state: State
+    sample: Tensor
+    legs: list[tuple[list[int], int]]
+
+    @property
+    def sampled(self) -> list[int]:
+        return self.state.classes[self.sample].tolist()
+
+
+def race(seed: int) -> Ran:
     search = Watched(images=8)
-    state = RACE.run(MANY.classifier(), Mask(lr=0.3), MANY.data(per_class=2), search, Context(seed=seed))
-    return state, search.legs
+    state, sample = RACE.run(MANY.classifier(), Mask(lr=0.3), MANY.data(per_class=2), search, Context(seed=seed))
+    return Ran(state, sample, search.legs)
 
 
 @pytest.fixture(scope="module")
-def first() -> tuple[State, list[tuple[list[int], int]]]:
+def first() -> Ran:
     return race(seed=0)
 
 
-def test_every_class_is_searched_before_any_is_left(first: tuple[State, list[tuple[list[int], int]]]) -> None:
-    _, legs = first
-    assert legs[0] == (list(range(60)), RACE.first)
-    assert len(legs) == 2
-    assert legs[1][1] == RACE.steps - RACE.first
+def test_every_class_is_searched_before_any_is_left(first: Ran) -> None:
+    assert first.legs[0] == (list(range(60)), RACE.first)
+    assert len(first.legs) == 2
+    assert first.legs[1] == (first.state.classes.tolist(), RACE.steps - RACE.first)
 
 
-def test_the_planted_class_survives_and_leads(first: tuple[State, list[tuple[list[int], int]]]) -> None:
-    state, legs = first
-    survivors = legs[1][0]
-    assert len(set(survivors)) == len(survivors) == RACE.keep + RACE.sample
-    assert state.classes.tolist() == survivors
-    assert survivors[0] == MANY.target, "the smallest trigger after the first rung"
-    assert int(state.classes[state.best_size.argmin()]) == MANY.target
+def test_the_planted_class_survives_and_leads(first: Ran) -> None:
+    survivors = first.state.classes.tolist()
+    assert len(set(survivors)) == len(survivors)
+    assert RACE.sample < len(survivors) <= RACE.keep + RACE.sample
+    assert MANY.target in survivors
+    assert int(first.state.classes[first.state.best_size.argmin()]) == MANY.target
 
 
-def test_the_sample_is_random_but_seeded(first: tuple[State, list[tuple[list[int], int]]]) -> None:
-    state, legs = first
-    again, same = race(seed=0)
-    assert same == legs
-    assert torch.equal(again.best_size, state.best_size)
-    drawn = set(legs[1][0][RACE.keep :])
-    assert drawn != set(race(seed=1)[1][1][0][RACE.keep :])
+def test_the_sample_is_random_but_seeded(first: Ran) -> None:
+    again, other = race(seed=0), race(seed=1)
+    assert again.legs == first.legs
+    assert torch.equal(again.state.best_size, first.state.best_size)
+    assert first.sampled == again.sampled != other.sampled
+    assert len(first.sampled) == len(other.sampled) == RACE.sample
 
 
-def test_unreached_classes_race_by_their_success() -> None:
+def test_the_sample_does_not_look_at_sizes(first: Ran) -> None:
+    """With another class planted, the same seed samples the same classes: it is fair."""
+    moved = replace(MANY, target=11)
+    state, sample = RACE.run(moved.classifier(), Mask(lr=0.3), moved.data(per_class=2), Watched(images=8), Context())
+    assert state.classes[sample].tolist() == first.sampled
+    assert 11 in state.classes.tolist()
+
+
+def test_unreached_classes_come_last_by_their_success() -> None:
     """After a rung too short for any trigger to work, the classes nearest to working go on."""
     state = Search().start(Mask(), torch.arange(6), (3, 4, 4), Context())
     recent = torch.tensor([0.1, 0.9, 0.3, 0.0, 0.5, 0.2])[:, None].expand(-1, 3)
     sizes = torch.full((6,), torch.inf)
-    rows = Race(keep=2, sample=1)._survivors(replace(state, recent=recent, best_size=sizes), Context())
-    assert rows[:2].tolist() == [1, 4]
+    assert smallest(replace(state, recent=recent, best_size=sizes)).tolist() == [1, 4, 2, 5, 0, 3]
     sizes[3], sizes[0] = 5.0, 900.0  # one that works goes before any that does not, however large
-    rows = Race(keep=3, sample=1)._survivors(replace(state, recent=recent, best_size=sizes), Context())
-    assert rows[:3].tolist() == [3, 0, 1]
+    assert smallest(replace(state, recent=recent, best_size=sizes)).tolist() == [3, 0, 1, 4, 2, 5]
 
 
 def test_few_classes_are_all_searched_to_the_end() -> None:
     few, search = Planted(), Watched(images=4)
-    Race(steps=3, first=2, keep=2, sample=2).run(few.classifier(), Mask(), few.data(2), search, Context())
+    state, sample = Race(steps=3, first=2, keep=2, sample=2).run(
+        few.classifier(), Mask(), few.data(2), search, Context()
+    )
+    assert state.classes.tolist() == [0, 1, 2, 3]
+    assert sample.tolist() == [True] * 4
     assert search.legs == [([0, 1, 2, 3], 3)]
 
 
