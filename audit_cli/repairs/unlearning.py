@@ -6,13 +6,16 @@ only. Inverting the half-repaired model again gives the part of the backdoor tha
 stay in the lesson.
 
     triggers ← smallest triggers of the suspicious classes
-    repeat: minimise  q · KL(f(x; pivot) ‖ f(x ⊕ T; θ)) + (1 − q) · KL(f(x; pivot) ‖ f(x; θ))    T drawn from triggers
-            triggers += smallest triggers that are left in those classes, from several starts
+    repeat: triggers += smallest triggers that are left in those classes, from several starts
+            minimise  q · KL(f(x; pivot) ‖ f(x ⊕ T; θ)) + (1 − q) · KL(f(x; pivot) ‖ f(x; θ))    T drawn from triggers
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs. The
 pivot sees clean images only, and what it says of them is the lesson for both: with few images its answers hold the
 accuracy better than labels do, and better still on mixtures of two images, of which there are many.
+
+What is left is measured by inversion too, so a true trigger far from every inverted one can survive: see
+fixtures/results/repair, where a blended pattern does.
 
 Differs from the paper: several rounds, trigger families and starts instead of one; distillation instead of labels;
 batch normalisation is frozen.
@@ -44,7 +47,7 @@ class Unlearning:
     families: tuple[TriggerFamily, ...] = (Mask(), Additive())
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
-    rounds: int = 4  # ours
+    rounds: int = 5  # ours
     starts: int = 3  # ours: triggers a suspicious class, family and round
     suspicious: float = 1.5  # ours: below the policy's threshold, so that what is left cannot be just under it
     left: float = 0.7  # ours: goes on while a suspicious class has a trigger so much smaller than the median class
