@@ -51,7 +51,6 @@ def test_violations_say_where() -> None:
     assert "rules.BD001.threshold: is not a finite number" in lines
 
 
-@pytest.mark.slow
 def test_the_wheel_carries_rules_and_fixtures(tmp_path: Path) -> None:
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("needs hatchling, the build backend")
