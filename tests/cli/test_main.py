@@ -178,7 +178,8 @@ class TestProcess:
             try:
                 pathlib.Path({str(tmp_path / "started")!r}).touch()
                 try:
-                    time.sleep(30)
+                    for _ in range(3000):  # a signal just before one long sleep would wait for its end
+                        time.sleep(0.01)
                 except Exception:
                     return 0
             finally:
