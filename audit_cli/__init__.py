@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from audit_cli.audit import load, scan
+    from audit_cli.mend import repair
     from audit_cli.policy import Policy
     from audit_cli.types import Verdict
 
@@ -19,10 +20,11 @@ _HOMES = {
     "Policy": "audit_cli.policy",
     "Verdict": "audit_cli.types",
     "load": "audit_cli.audit",
+    "repair": "audit_cli.mend",
     "scan": "audit_cli.audit",
 }
 
-__all__ = ["Policy", "Verdict", "load", "scan"]
+__all__ = ["Policy", "Verdict", "load", "repair", "scan"]
 
 
 def __getattr__(name: str) -> object:

@@ -5,27 +5,10 @@ Every rung starts from the unrepaired model, so that what was lost on one is not
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from audit_cli.classifier import Classifier
 from audit_cli.repairs.unlearning import Unlearning
-from audit_cli.repairs.watch import Watch, WatchedRepair, unwatched
-from audit_cli.types import Context, TrustedData
-
-
-@dataclass(frozen=True)
-class Then:
-    """One repair after another, each on the result of the one before; each counts its steps from 0 for the watcher."""
-
-    repairs: tuple[WatchedRepair, ...]
-
-    def __call__(
-        self, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch = unwatched
-    ) -> Classifier:
-        """The last repair's result; `pivot` is untouched."""
-        for k, repair in enumerate(self.repairs):
-            pivot = repair(pivot, trusted, replace(context, seed=context.seed + 100 * k), watch)
-        return pivot
+from audit_cli.repairs.watch import WatchedRepair
 
 
 @dataclass(frozen=True)
