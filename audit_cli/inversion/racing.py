@@ -22,7 +22,7 @@ from audit_cli.types import Context, TriggerFamily, TrustedData
 class Race:
     """A search of `steps` steps for up to `keep` + `sample` classes; more classes first run a short rung."""
 
-    steps: int = 300  # ours: on clean models the largest ratio falls until about here
+    steps: int = 300  # ours
     first: int = 60  # ours: steps of the first rung, when there is one
     keep: int = 16  # ours: classes with the smallest triggers, that go on
     sample: int = 16  # ours: random classes that go on

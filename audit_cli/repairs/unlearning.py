@@ -49,7 +49,7 @@ class Unlearning:
     race: Race = field(default_factory=Race)
     rounds: int = 5  # ours
     starts: int = 3  # ours: triggers a suspicious class, family and round
-    suspicious: float = 1.5  # ours: below the policy's threshold, so that what is left cannot be just under it
+    suspicious: float = 1.5  # ours: ratio to the median class from which a class is taught
     left: float = 0.7  # ours: goes on while a suspicious class has a trigger so much smaller than the median class
     steps: int = 150  # ours: a round
     lr: float = 0.01  # ours: with frozen batch normalisation it needs the clipping
