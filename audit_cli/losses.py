@@ -130,3 +130,11 @@ class ManifoldMixup:
         """One draw of Beta(α, α), as the share of one of two Gamma(α) variables."""
         a, b = torch._standard_gamma(torch.full((2,), self.alpha, dtype=torch.float64), generator=self.generator)
         return float(a / (a + b))
+
+
+LOSSES: dict[str, Callable[[torch.Generator], Callable[[Classifier, Tensor, Tensor], Tensor]]] = {
+    "contrastive": lambda generator: Contrastive(),
+    "logit_squeezing": lambda generator: LogitSqueezing(),
+    "manifold_mixup": ManifoldMixup,
+    "soft_nearest_neighbour": lambda generator: SoftNearestNeighbour(),
+}  # name -> the loss with its defaults, given the generator it may draw from

@@ -32,6 +32,10 @@ COMMANDS = {
     "convert": "audit_cli.cli.checkpoint:convert",
     "verify": "audit_cli.cli.verdict:verify",
     "poison": "audit_cli.cli.poison:poison",
+    "bench zoo": "audit_cli.cli.bench:zoo",
+    "bench detectability": "audit_cli.cli.bench:detectability",
+    "bench robustness": "audit_cli.cli.bench:robustness",
+    "bench table": "audit_cli.cli.bench:table",
     "data check": "audit_cli.cli.data:check",
     "rules": "audit_cli.cli.reference:rules",
     "explain": "audit_cli.cli.reference:explain",
@@ -40,7 +44,10 @@ COMMANDS = {
     "version": "audit_cli.cli.reference:version",
 }
 
-GROUPS = {"data": "Look at trusted data without a model."}
+GROUPS = {
+    "bench": "Train populations of victims and play the papers' games on them.",
+    "data": "Look at trusted data without a model.",
+}
 
 HELP = """Hunts for planted backdoors in an image-model checkpoint and writes a verdict.
 

@@ -1,0 +1,216 @@
+"""`audit-cli bench`: train populations of victims and play the papers' two games on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from audit_cli.cli.console import emit, say
+from audit_cli.cli.scan import Device, Dtype, MaxMemory, Quiet, working
+from audit_cli.errors import UsageError
+from audit_cli.report.sanitise import clean
+
+if TYPE_CHECKING:
+    from audit_cli.games.cells import Cell
+    from audit_cli.games.config import Bench
+    from audit_cli.games.zoo import Recipe, Zoo
+    from audit_cli.types import Context
+
+UNFINISHED = 3  # the time budget ended before the last cell
+TABLES = ("zoo", "detectability", "robustness")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The bench as a TOML file.")]
+DataOption = Annotated[Path, typer.Option(help="Images with a train and a test split: CIFAR batches or .npz.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder for the cells: RESULTS/NAME/GAME/*.json.")]
+Cache = Annotated[Path, typer.Option(help="Folder for trained victims, shared by all benches.")]
+PartOption = Annotated[str, typer.Option(help="NUMBER/OF: play only this part of the cells.")]
+TimeBudget = Annotated[str | None, typer.Option(help="Stop after so long, such as 25m; the next run goes on.")]
+
+
+def zoo(
+    config: Config,
+    data: DataOption,
+    results: Results = Path("bench-results"),
+    cache: Cache = Path("bench-cache"),
+    part: PartOption = "1/1",
+    time_budget: TimeBudget = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    quiet: Quiet = False,
+) -> int:
+    """Train the bench's victims and measure how well their attacks took; 0 when all are there, 3 when some are left."""
+    from audit_cli.games.cells import Cell
+
+    def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
+        return [Cell(r.name, lambda r=r: zoo.victim(r).facts()) for r in recipes]  # type: ignore[misc]
+
+    return _play("zoo", cells, config, data, results, cache, part, time_budget, device, dtype, max_memory, quiet)
+
+
+def detectability(
+    config: Config,
+    data: DataOption,
+    results: Results = Path("bench-results"),
+    cache: Cache = Path("bench-cache"),
+    part: PartOption = "1/1",
+    time_budget: TimeBudget = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    quiet: Quiet = False,
+) -> int:
+    """Can the detectors tell poisoned models from clean ones? 0 when all cells are there, 3 when some are left."""
+    from audit_cli.games.detectability import detectability as game
+
+    def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
+        if not bench.detectors:
+            raise UsageError(f"{clean(str(config))}: names no detectors; add them under [detectability]")
+        return game(zoo, recipes, bench.detectors)
+
+    return _play(
+        "detectability", cells, config, data, results, cache, part, time_budget, device, dtype, max_memory, quiet
+    )
+
+
+def robustness(
+    config: Config,
+    data: DataOption,
+    results: Results = Path("bench-results"),
+    cache: Cache = Path("bench-cache"),
+    part: PartOption = "1/1",
+    time_budget: TimeBudget = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    quiet: Quiet = False,
+) -> int:
+    """Do the backdoors survive the repairs? 0 when all cells are there, 3 when some are left."""
+    from audit_cli.games.robustness import robustness as game
+
+    def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
+        if not bench.repairs or bench.repaired < 1:
+            raise UsageError(f"{clean(str(config))}: names no repairs or victims; add them under [robustness]")
+        chosen = [r for r in recipes if r.seed - bench.seed < bench.repaired]
+        return game(zoo, chosen, bench.repairs)
+
+    return _play("robustness", cells, config, data, results, cache, part, time_budget, device, dtype, max_memory, quiet)
+
+
+def table(
+    folder: Annotated[Path, typer.Argument(help="RESULTS/NAME of a bench.")],
+    rule: Annotated[str, typer.Option(help="Statistic of the detectability table; `all` for every one.")] = "BD001",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the table goes; else stdout.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The rows as JSON instead of Markdown.")] = False,
+    trade_off: Annotated[Path | None, typer.Option(help="PNG or SVG: cda against asr along the repairs.")] = None,
+    by_count: Annotated[Path | None, typer.Option(help="PNG or SVG: asr and AUC against the poison count.")] = None,
+) -> int:
+    """Render what the cells in FOLDER say: attacks, detectability, robustness."""
+    from audit_cli.checkpoint.save import write_atomically
+    from audit_cli.games import summary, tables
+    from audit_cli.games.cells import read_cells
+
+    cells: dict[str, Any] = {game: read_cells(folder / game) for game in TABLES}
+    if not any(cells.values()):
+        raise UsageError(f"{clean(str(folder))}: holds no bench cells; play `audit-cli bench zoo` first")
+    rows: dict[str, list[summary.Row]] = {}
+    victims = cells["zoo"] or list({c["victim"]: c for game in TABLES for c in cells[game]}.values())
+    rows["attacks"] = summary.attacks_table(victims)
+    for (detector,), group in summary.grouped(cells["detectability"], "detector").items():
+        for statistic in summary.statistics(group):
+            if rule in ("all", statistic.name):
+                rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(group, statistic)
+    if cells["robustness"]:
+        rows["robustness"] = summary.repair_table(cells["robustness"])
+    if trade_off or by_count:
+        from audit_cli.games import plots
+
+        if trade_off:
+            plots.trade_off(cells["robustness"], trade_off)
+        if by_count:
+            plots.by_count(cells["detectability"] or victims, summary.Statistic(rule), by_count)
+    tiers = ", ".join(sorted({f"{c['tier']}" for game in TABLES for c in cells[game]}))
+    text = json.dumps({"tier": tiers, **rows}, indent=1) if as_json else ""
+    text = text or "\n".join(f"\n### {name} (tier {tiers})\n\n{tables.markdown(of)}" for name, of in rows.items())
+    if out:
+        write_atomically(out, text.strip() + "\n")
+    else:
+        emit(text.strip())
+    return 0
+
+
+def _play(
+    game: str,
+    cells_of: Callable[[Zoo, Sequence[Recipe], Bench], list[Cell]],
+    config: Path,
+    data: Path,
+    results: Path,
+    cache: Path,
+    part: str,
+    time_budget: str | None,
+    device: str,
+    dtype: str,
+    max_memory: str | None,
+    quiet: bool,
+) -> int:
+    """Everything the games have in common: read and check, then play the cells that are not there yet."""
+    from audit_cli.games.cells import Part, play
+    from audit_cli.games.config import read_bench
+    from audit_cli.games.data import read_data
+    from audit_cli.games.zoo import Zoo, recipes, rehearse
+    from audit_cli.runtime import Stopwatch, environment
+
+    share = Part.parse(part)
+    bench = read_bench(config)
+    seconds = None if time_budget is None else _seconds(time_budget)
+    with _context(device, dtype, bench.seed, seconds, max_memory, quiet) as context:
+        material = Zoo(cache, read_data(data, bench), context)
+        wanted = recipes(bench, material.data)
+        rehearse(wanted, material)
+        about: dict[str, object] = {"tier": bench.tier, "bench": bench.name}
+
+        def made(took: float) -> dict[str, object]:
+            told = environment(Stopwatch(), context.device, context.dtype, context.seed)
+            told = {key: told[key] for key in ("torch", "python", "device", "dtype", "threads", "peak_memory_bytes")}
+            return {"command": ["audit-cli", *sys.argv[1:]], "seconds": round(took, 2), **told}
+
+        cells = [dataclasses.replace(c, play=_with(c.play, about)) for c in cells_of(material, wanted, bench)]
+        folder = results / bench.name / game
+        left = play(share.take(cells), folder, made, lambda line: say(line, quiet=quiet))
+    if left:
+        say(f"{left} cells are left; run the same command again", quiet=quiet)
+    return UNFINISHED if left else 0
+
+
+def _with(inner: Callable[[], dict[str, object]], about: dict[str, object]) -> Callable[[], dict[str, object]]:
+    return lambda: {**about, **inner()}
+
+
+@contextmanager
+def _context(
+    device: str, dtype: str, seed: int, seconds: float | None, max_memory: str | None, quiet: bool
+) -> Iterator[Context]:
+    from audit_cli.policy import Policy
+
+    with working(device, dtype, seed, seconds, max_memory, quiet, Policy.load("default")) as context:
+        yield context
+
+
+def _seconds(text: str) -> float:
+    """`90`, `90s`, `25m`, `2h` -> seconds. Raises UsageError."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        value = float(number) * unit
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"--time-budget {clean(text, 20)}: expected a time such as 90s, 25m or 2h")
+    return value

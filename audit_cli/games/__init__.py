@@ -1,0 +1,1 @@
+"""The papers' security games, played over populations of victims, one JSON file per finished cell."""

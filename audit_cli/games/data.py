@@ -1,0 +1,50 @@
+"""The images of a bench: one part trains victims, one is the defender's, one measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from audit_cli.data import Preprocessing, prepare, read_images
+from audit_cli.errors import UsageError
+from audit_cli.games.config import Bench
+from audit_cli.report.sanitise import clean
+from audit_cli.types import TrustedData
+
+
+@dataclass(frozen=True)
+class Data:
+    """train: what victims are trained on. trusted: the defender's images, as many of every class. measured: what cda
+    and asr are taken on. The three are disjoint; the last two are of the test split."""
+
+    train: TrustedData
+    trusted: TrustedData
+    measured: TrustedData
+
+
+def read_data(path: Path, bench: Bench) -> Data:
+    """The images at `path`, which must have a train and a test split. Raises DataError, and UsageError when a class has
+    no training image or the test split is too small for what the bench asks."""
+    train = prepare(read_images(path, split="train"), Preprocessing())
+    raw = read_images(path, split="test")
+    if raw.digest == train.digest:
+        raise UsageError(f"{clean(str(path))}: has no test split; a bench measures on images no victim was trained on")
+    test = prepare(raw, Preprocessing(), train.class_names)
+    if empty := [name for name, n in zip(train.class_names, train.per_class, strict=True) if not n]:
+        raise UsageError(f"{clean(str(path))}: class `{clean(empty[0], 60)}` has no training image; add some")
+    generator = torch.Generator().manual_seed(bench.seed)
+    each = bench.trusted // len(test.class_names)
+    if each < 1 or min(test.per_class) <= each:
+        raise UsageError(
+            f"{clean(str(path))}: {bench.trusted} trusted images are {each} of each class, and the smallest class has "
+            f"{min(test.per_class)} test images; at least one of each must be left to measure on"
+        )
+    order = torch.randperm(len(test), generator=generator)
+    rank = torch.empty_like(order)
+    for c in range(len(test.class_names)):
+        of_class = order[test.labels[order] == c]
+        rank[of_class] = torch.arange(len(of_class))
+    rest = order[rank[order] >= each]
+    return Data(train, test.take(order[rank[order] < each]), test.take(rest[: bench.measured]))

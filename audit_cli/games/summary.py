@@ -1,0 +1,178 @@
+"""Tables from cells: what a bench found, as plain rows; `tables.py` renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from audit_cli.games.config import CLEAN
+from audit_cli.metrics import auroc, wilson
+
+Row = dict[str, Any]
+BOOTSTRAP = 2_000  # resamplings; the interval's ends then move by about a hundredth of its width
+FALSE_ALARMS = (0.01, 0.05)
+
+
+def grouped(cells: Sequence[Mapping[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    """Cells by their values of `keys`, in order of first appearance."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell.get(key) for key in keys), []).append(cell)
+    return groups
+
+
+def attacks_table(victims: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """cda and asr of each population: mean and range over its victims."""
+    rows = []
+    for (attack, count, loss, arch), group in grouped(victims, "attack", "poison_count", "loss", "arch").items():
+        planted = [v for v in group if v["planted"]]
+        row: Row = {"attack": attack, "m": count, "loss": loss or "", "network": arch, "victims": len(group)}
+        row |= {"cda": mean(v["cda"]["value"] for v in group)}
+        if attack != CLEAN:
+            row |= {"asr": mean(v["asr"]["value"] for v in group), "lowest": min(v["asr"]["value"] for v in group)}
+            row |= {"clean model": mean(v["floor"]["value"] for v in group), "planted": len(planted)}
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number per model from a detectability cell. families: those of `rule` it takes the largest score over;
+    None for all."""
+
+    rule: str
+    families: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.rule if self.families is None else f"{self.rule}/{'+'.join(self.families)}"
+
+    def of(self, cell: Mapping[str, Any]) -> float | None:
+        """The largest score over families and classes; None when the rule says nothing of this model."""
+        return max((score for _, _, score in self._scores(cell)), default=None)
+
+    def named(self, cell: Mapping[str, Any]) -> int | None:
+        """The class with the largest score."""
+        best = max(self._scores(cell), key=lambda entry: entry[2], default=None)
+        return None if best is None or best[1] == "None" else int(best[1])
+
+    def _scores(self, cell: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+        found = []
+        for key, classes in cell["scores"].items():
+            rule, _, family = key.partition("/")
+            if rule == self.rule and (self.families is None or family in self.families):
+                found += [(family, c, values[0]) for c, values in classes.items()]
+        return found
+
+
+def statistics(cells: Sequence[Mapping[str, Any]]) -> list[Statistic]:
+    """Every rule over all its families, and where it has several, over each."""
+    keys = dict.fromkeys(key for cell in cells for key in cell["scores"])
+    rules: dict[str, list[str]] = {}
+    for key in keys:
+        rule, _, family = key.partition("/")
+        rules.setdefault(rule, []).append(family)
+    found = []
+    for rule, families in sorted(rules.items()):
+        found.append(Statistic(rule))
+        found += [Statistic(rule, (family,)) for family in families if len(families) > 1]
+    return found
+
+
+def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, seed: int = 0) -> list[Row]:
+    """A row per attack and count against the clean population of the same detector. Victims whose attack did not take
+    are left out and counted."""
+    clean = scores_of([c for c in cells if c["attack"] == CLEAN], statistic)
+    rows = []
+    for (attack, count), group in grouped(cells, "attack", "poison_count").items():
+        if attack == CLEAN:
+            continue
+        planted = [c for c in group if c["planted"]]
+        scores = scores_of(planted, statistic)
+        row: Row = {"attack": attack, "m": count, "clean": len(clean), "planted": len(planted), "of": len(group)}
+        row["asr"] = mean(c["asr"]["value"] for c in planted)
+        if len(scores) and len(clean):
+            low, high = bootstrap(clean, scores, auroc, seed)
+            row |= {"auc": auroc(clean, scores), "low": low, "high": high}
+            row |= {f"tpr@{rate:g}": tpr_at(clean, scores, rate) for rate in FALSE_ALARMS}
+            right = [statistic.named(c) == c["target"] for c in planted if c["target"] is not None]
+            row["target named"] = mean(map(float, right))
+        rows.append(row)
+    return rows
+
+
+def scores_of(cells: Sequence[Mapping[str, Any]], statistic: Statistic) -> Tensor:
+    """(N,) one score per model that has one."""
+    values = [value for value in map(statistic.of, cells) if value is not None]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def bootstrap(
+    negatives: Tensor, positives: Tensor, measure: Callable[[Tensor, Tensor], float], seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of `measure`, models of both kinds resampled with replacement (Efron, 1979)."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.empty(BOOTSTRAP)
+    for b in range(BOOTSTRAP):
+        i = torch.randint(len(negatives), (len(negatives),), generator=generator)
+        j = torch.randint(len(positives), (len(positives),), generator=generator)
+        values[b] = measure(negatives[i], positives[j])
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def tpr_at(negatives: Tensor, positives: Tensor, rate: float) -> float:
+    """Share of positives above the lowest threshold that at most `rate` of the negatives pass.
+
+    With fewer than 1 / rate negatives that is the largest of them: the true false-alarm rate is then not known to be
+    as low as `rate`.
+    """
+    allowed = int(rate * len(negatives))
+    threshold = negatives.sort(descending=True).values[allowed]
+    return float((positives > threshold).double().mean())
+
+
+def repair_table(cells: Sequence[Mapping[str, Any]], residual: float = 0.05, drop: float = 0.02) -> list[Row]:
+    """A row per attack, count and repair. repaired: residual asr at most `residual` (or no more than on a clean model)
+    and cda down by at most `drop`."""
+    rows = []
+    for (attack, count, repair), group in grouped(cells, "attack", "poison_count", "repair").items():
+        used = [c for c in group if c["planted"] or attack == CLEAN]
+        if not used:
+            continue
+        row: Row = {"attack": attack, "m": count, "repair": repair, "victims": len(used)}
+        row |= {"cda": mean(c["cda"]["value"] for c in used), "drop": mean(c["cda_drop"]["value"] for c in used)}
+        if attack != CLEAN:
+            row["asr"] = mean(c["asr"]["value"] for c in used)
+            row["asr after"] = mean(c["asr_after"]["value"] for c in used)
+            row["worst"] = max(c["asr_after"]["value"] for c in used)
+            row["clean model"] = mean(c["floor"]["value"] for c in used)
+            row["repaired"] = sum(is_repaired(c, residual, drop) for c in used)
+        row["cpu s"] = mean(c["cpu_seconds"] for c in used)
+        rows.append(row)
+    return rows
+
+
+def is_repaired(cell: Mapping[str, Any], residual: float, drop: float) -> bool:
+    """Little of the attack left, little accuracy lost."""
+    floor = cell["floor"]["high"] if cell["floor"] else 0.0
+    left = cast(float, cell["asr_after"]["value"])
+    return left <= max(residual, floor) and cell["cda_drop"]["value"] <= drop
+
+
+def mean(values: Any) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else float("nan")
+
+
+def alarms(cells: Sequence[Mapping[str, Any]], statistic: Statistic, threshold: float) -> Row:
+    """How many clean models reach `threshold`, with a 95 % Wilson interval."""
+    scores = scores_of([c for c in cells if c["attack"] == CLEAN], statistic)
+    fired = int((scores >= threshold).sum())
+    low, high = wilson(fired, len(scores))
+    return {"clean": len(scores), "alarms": fired, "rate": fired / max(len(scores), 1), "low": low, "high": high}

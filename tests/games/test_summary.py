@@ -1,0 +1,144 @@
+"""The tables: areas, rates and intervals, re-derived by hand."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from audit_cli.games.summary import (
+    Statistic,
+    alarms,
+    attacks_table,
+    bootstrap,
+    detection_table,
+    repair_table,
+    statistics,
+    tpr_at,
+)
+from audit_cli.games.tables import markdown
+from audit_cli.metrics import auroc
+
+
+def rate(value: float, half: float = 0.02) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half, "n": 100}
+
+
+def scored(attack: str, score: float, *, other: float = 0.5, planted: bool = True, target: int = 1) -> dict[str, Any]:
+    """A detectability cell: family a says `score` of class 1, family b `other` of class 0."""
+    return {
+        "attack": attack,
+        "poison_count": 0 if attack == "clean" else 10,
+        "planted": planted and attack != "clean",
+        "target": None if attack == "clean" else target,
+        "asr": None if attack == "clean" else rate(0.9),
+        "scores": {"X/a": {"0": [0.1, 1.0], "1": [score, 2.0]}, "X/b": {"0": [other, 1.0]}, "Y": {"None": [9.0, None]}},
+    }
+
+
+CELLS = [scored("clean", s) for s in (0.6, 0.7, 0.8, 0.9)] + [scored("badnets", s) for s in (0.75, 1.5, 2.0)]
+
+
+def test_the_model_score_is_the_largest_and_names_its_class() -> None:
+    cell = scored("badnets", 0.3, other=0.8)
+    assert Statistic("X").of(cell) == 0.8
+    assert Statistic("X").named(cell) == 0
+    assert Statistic("X", ("a",)).of(cell) == 0.3
+    assert Statistic("X", ("a",)).named(cell) == 1
+    assert Statistic("Y").of(cell) == 9.0
+    assert Statistic("Y").named(cell) is None
+    assert Statistic("Z").of(cell) is None
+    assert [s.name for s in statistics([cell])] == ["X", "X/a", "X/b", "Y"]
+
+
+def test_the_detection_table() -> None:
+    (row,) = detection_table([*CELLS, scored("badnets", 0.0, planted=False)], Statistic("X"))
+    pairs = list(itertools.product((0.75, 1.5, 2.0), (0.6, 0.7, 0.8, 0.9)))
+    assert row["auc"] == pytest.approx(sum(p > n for p, n in pairs) / len(pairs))
+    assert (row["clean"], row["planted"], row["of"]) == (4, 3, 4)
+    assert row["tpr@0.01"] == pytest.approx(2 / 3)
+    assert row["low"] < row["auc"] < row["high"] <= 1
+    assert row["target named"] == 1.0
+
+
+def test_the_named_target_must_be_the_true_one() -> None:
+    cells = [c | {"target": 0} if c["attack"] == "badnets" else c for c in CELLS]
+    assert detection_table(cells, Statistic("X"))[0]["target named"] == 0.0
+
+
+def test_a_row_without_planted_victims_says_so_and_claims_nothing() -> None:
+    (row,) = detection_table([CELLS[0], scored("badnets", 2.0, planted=False)], Statistic("X"))
+    assert (row["planted"], row["of"]) == (0, 1)
+    assert "auc" not in row
+
+
+def test_tpr_at_a_rate_allows_exactly_that_many_alarms() -> None:
+    negatives, positives = torch.arange(100).double(), torch.tensor([93.5, 95.5, 98.5, 99.5]).double()
+    assert tpr_at(negatives, positives, 0.05) == 0.75  # 95 … 99 may pass, 94 may not
+    assert tpr_at(negatives, positives, 0.01) == 0.5  # 99 may pass
+    assert tpr_at(negatives[:10], positives, 0.05) == 1.0  # none may pass
+
+
+def test_the_bootstrap_interval_narrows_with_more_models() -> None:
+    g = torch.Generator().manual_seed(0)
+    widths = []
+    for n in (10, 200):
+        low, high = bootstrap(torch.randn(n, generator=g), torch.randn(n, generator=g) + 1, auroc)
+        assert low < 0.76 < high  # P(N(1, 1) > N(0, 1)) = 0.76
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_alarms() -> None:
+    row = alarms(CELLS, Statistic("X"), 0.8)
+    assert (row["clean"], row["alarms"], row["rate"]) == (4, 2, 0.5)
+    assert row["low"] < 0.5 < row["high"]
+
+
+def repaired_cell(after: float, drop: float, floor: float = 0.0) -> dict[str, Any]:
+    return {
+        "attack": "badnets",
+        "poison_count": 5,
+        "repair": "r",
+        "planted": True,
+        "cda": rate(0.8),
+        "asr": rate(0.9),
+        "floor": rate(floor, 0.01),
+        "asr_after": rate(after),
+        "cda_drop": {"value": drop, "low": 0, "high": 0},
+        "cpu_seconds": 3.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("after", "drop", "floor", "repaired"),
+    [(0.05, 0.02, 0.0, 1), (0.051, 0.0, 0.0, 0), (0.0, 0.021, 0.0, 0), (0.2, 0.0, 0.2, 1), (0.22, 0.0, 0.2, 0)],
+)
+def test_repaired_is_little_left_and_little_lost(after: float, drop: float, floor: float, repaired: int) -> None:
+    (row,) = repair_table([repaired_cell(after, drop, floor)])
+    assert row["repaired"] == repaired
+    assert (row["asr after"], row["drop"], row["victims"]) == (after, drop, 1)
+
+
+def test_victims_whose_attack_did_not_take_are_counted_apart() -> None:
+    def victim(asr: float, planted: bool) -> dict[str, Any]:
+        return {
+            "attack": "badnets", "poison_count": 5, "loss": None, "arch": "r", "planted": planted, "cda": rate(0.8),
+            "asr": rate(asr), "floor": rate(0.01),
+        }  # fmt: skip
+
+    (row,) = attacks_table([victim(0.9, True), victim(0.1, False)])
+    assert (row["victims"], row["planted"], row["asr"], row["lowest"]) == (2, 1, pytest.approx(0.5), 0.1)
+
+
+def test_markdown() -> None:
+    text = markdown([{"a": 1, "b": 0.12345}, {"a": "x", "c": float("nan"), "b": 123.456}])
+    assert text.splitlines() == [
+        "| a | b     | c |",
+        "| - | ----- | - |",
+        "| 1 | 0.123 |   |",
+        "| x | 123.5 |   |",
+    ]
+    assert markdown([]) == ""

@@ -1,0 +1,181 @@
+"""The zoo: recipes, the cache, and what a victim is measured to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from audit_cli.attacks.victim import Rate
+from audit_cli.errors import BudgetExceeded, UsageError
+from audit_cli.games import zoo as module
+from audit_cli.games.config import Bench, read_bench
+from audit_cli.games.data import Data, read_data
+from audit_cli.games.zoo import Zoo, base_recipe, recipes, rehearse
+from audit_cli.types import Context
+
+
+@pytest.fixture
+def bench(bench_file: Path) -> Bench:
+    return read_bench(bench_file)
+
+
+@pytest.fixture
+def images(data: Path, bench: Bench) -> Data:
+    return read_data(data, bench)
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, images: Data) -> Zoo:
+    return Zoo(tmp_path / "cache", images, Context())
+
+
+def weights(zoo: Zoo, name: str) -> bytes:
+    return (zoo.folder / f"{name}.safetensors").read_bytes()
+
+
+def test_the_three_parts_are_disjoint_and_balanced(images: Data) -> None:
+    assert images.trusted.per_class == (20, 20, 20)
+    assert len(images.measured) == 60
+    assert len(images.train) == 240
+    both = torch.cat([images.trusted.images, images.measured.images]).flatten(1)
+    assert len(both.unique(dim=0)) == len(both)
+
+
+@pytest.mark.parametrize(("trusted", "said"), [(2, "0 of each"), (150, "at least one of each")])
+def test_a_test_split_too_small_for_the_bench(data: Path, bench: Bench, trusted: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_data(data, dataclasses.replace(bench, trusted=trusted))
+
+
+def test_recipes_go_row_by_row(bench: Bench, images: Data) -> None:
+    order = recipes(bench, images)
+    assert [(r.attack, r.count, r.seed) for r in order] == [
+        ("clean", 0, 0), ("badnets", 20, 0), ("badnets", 40, 0), ("clean", 0, 1), ("badnets", 20, 1), ("badnets", 40, 1)
+    ]  # fmt: skip
+    assert Counter(r.target for r in order) == {None: 2, 0: 2, 1: 2}
+    assert [r.start is not None for r in order] == [True, True, True, False, False, False]
+    assert len({r.digest for r in order}) == len(order)
+
+
+def test_pattern_seeds_and_sources_vary_unless_set(bench: Bench, images: Data) -> None:
+    def settings(attack: str, **fixed: str) -> list[dict[str, str]]:
+        population = dataclasses.replace(
+            bench.populations[1], attack=attack, counts=(9,), settings=tuple(fixed.items()), victims=3
+        )
+        return [dict(r.settings) for r in recipes(dataclasses.replace(bench, populations=(population,)), images)]
+
+    assert [s["pattern_seed"] for s in settings("blend")] == ["0", "1", "2"]
+    assert [s["pattern_seed"] for s in settings("blend", pattern_seed="7")] == ["7", "7", "7"]
+    assert [s["source"] for s in settings("source_specific")] == ["1", "2", "0"]
+
+
+def test_a_recipe_s_digest_depends_on_everything(bench: Bench, images: Data) -> None:
+    recipe = recipes(bench, images)[1]
+    training = dataclasses.replace(recipe.training, lr=0.05)
+    others = [
+        dataclasses.replace(recipe, **change)
+        for change in ({"seed": 5}, {"count": 21}, {"target": 2}, {"training": training}, {"data": "x"}, {"loss": "l"})
+    ]
+    assert len({recipe.digest, *(other.digest for other in others)}) == 7
+
+
+def test_a_victim_is_trained_once(bench: Bench, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipes(bench, zoo.data)[2]
+    first = zoo.victim(recipe)
+    base = base_recipe(bench.networks[0], zoo.data)
+    assert sorted(p.name for p in zoo.folder.glob("*.safetensors")) == sorted(
+        f"{r.name}.safetensors" for r in (recipe, base)
+    )
+    assert weights(zoo, recipe.name) != weights(zoo, base.name)
+    monkeypatch.setattr(module.Zoo, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(module.Zoo, "_measure", lambda *_: pytest.fail("measured again"))
+    second = zoo.victim(recipe)
+    assert second.facts() == first.facts()
+    assert torch.equal(second.classifier(zoo.data.measured.images), first.classifier(zoo.data.measured.images))
+    assert not list(zoo.folder.glob("*.state"))
+
+
+def test_two_zoos_train_the_same_weights(bench: Bench, zoo: Zoo) -> None:
+    other = dataclasses.replace(zoo, folder=zoo.folder.with_name("other"))
+    recipe = recipes(bench, zoo.data)[1]
+    zoo.victim(recipe)
+    torch.manual_seed(99)
+    other.victim(recipe)
+    assert weights(zoo, recipe.name) == weights(other, recipe.name)
+
+
+class Ends:
+    """A budget that ends after so many checks."""
+
+    def __init__(self, checks: int) -> None:
+        self.checks = checks
+
+    def check(self) -> None:
+        self.checks -= 1
+        if self.checks < 0:
+            raise BudgetExceeded("over")
+
+
+@pytest.mark.parametrize("checks", [1, 6, 30])
+def test_a_stopped_training_goes_on_to_the_same_weights(
+    bench: Bench, zoo: Zoo, checks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAVE_EVERY", 4)
+    recipe = recipes(bench, zoo.data)[1]
+    stopped = dataclasses.replace(zoo, context=Context(budget=Ends(checks)))
+    with pytest.raises(BudgetExceeded):
+        stopped.victim(recipe)
+    assert not (zoo.folder / f"{recipe.name}.safetensors").exists()
+    if checks > 5:
+        assert list(zoo.folder.glob("*.state"))
+    zoo.victim(recipe)
+    whole = dataclasses.replace(zoo, folder=zoo.folder.with_name("whole"))
+    whole.victim(recipe)
+    assert weights(zoo, recipe.name) == weights(whole, recipe.name)
+
+
+def test_planted_needs_more_than_chance_and_more_than_the_floor(bench: Bench, zoo: Zoo) -> None:
+    victim = zoo.victim(recipes(bench, zoo.data)[1])
+
+    def planted(asr: float, floor: float) -> bool:
+        return dataclasses.replace(victim, asr=Rate.of(asr, 10_000), floor=Rate.of(floor, 10_000)).planted
+
+    assert planted(0.9, 0.1)
+    assert not planted(0.6, 0.1)  # three classes: twice what guessing gives is 0.67
+    assert planted(0.9, 0.8)
+    assert not planted(0.9, 0.9)
+    assert not zoo.victim(recipes(bench, zoo.data)[0]).planted
+
+
+@pytest.mark.parametrize(
+    ("attack", "counts", "settings", "said"),
+    [
+        ("badnets", (161,), (), "poison count 161; between 1 and 160"),
+        ("clean_badnets", (81,), (), "poison count 81; between 1 and 80"),
+        ("badnets", (5,), (("share", "2"),), "share"),
+        ("badnets", (-5,), (), "poison count -5"),
+    ],
+)
+def test_the_impossible_is_refused_before_training(
+    bench: Bench, zoo: Zoo, attack: str, counts: tuple[int, ...], settings: tuple[tuple[str, str], ...], said: str
+) -> None:
+    population = dataclasses.replace(bench.populations[1], attack=attack, counts=counts, settings=settings)
+    wanted = recipes(dataclasses.replace(bench, populations=(bench.populations[0], population)), zoo.data)
+    with pytest.raises(UsageError, match=said):
+        rehearse(wanted, zoo)
+    assert not zoo.folder.exists()
+
+
+def test_a_surrogate_is_another_base(bench: Bench, images: Data) -> None:
+    second = dataclasses.replace(bench.networks[0], seed=9)
+    population = dataclasses.replace(bench.populations[1], attack="adversarial", counts=(10,), settings=())
+    wanted = recipes(
+        dataclasses.replace(bench, networks=(bench.networks[0], second), populations=(population,)), images
+    )
+    for recipe in wanted:
+        assert recipe.surrogate is not None
+        assert recipe.surrogate != recipe.start
