@@ -1,14 +1,14 @@
 """Which files of a model are the model: one weights file or one shard index, and what lies beside them.
 
 The shard index names files, and names are a way out of the directory: `../`, absolute paths, symlinks. Only bare names
-are taken, and the real path must lie in the model folder, or in the `blobs` of the Hugging Face cache entry around it.
+are taken, and the real path must lie in the model folder, or in the `blobs` of the Hugging Face cache around it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from audit_cli.report.sanitise import clean
 
 INDEX = ".safetensors.index.json"
 SHARD_CAP = 1_024
+_SHARED = ".huggingface-shared-blobs"  # how huggingface_hub marks that store
 _ENTRY_CAP = 10_000  # files looked at in a model folder
 _OTHER_WEIGHTS = re.compile(  # suffixes under which other tools look for weights
     r"\.(bin|pt|pth|th|ckpt|pkl|pickle|joblib|dill|ot|tar|zip|h5|hdf5|keras|pb|tflite|msgpack|npz|npy|pdparams|params"
@@ -60,21 +61,35 @@ def find(path: Path, weights: str | None) -> Layout:
     if weights is not None:
         chosen = weights
         member(real, weights)
-    elif not indexes and not ours:
-        raise CheckpointError(_nothing(path, others))
     else:
-        candidates = indexes or ours
-        if len(candidates) > 1:
-            raise CheckpointError(_ambiguous(path, candidates))
-        chosen = candidates[0]
+        chosen = pick(names, str(path)) or ""
+        if not chosen:
+            raise CheckpointError(_nothing(path, others))
     return Layout(real, chosen, tuple(name for name in indexes + ours + others if name != chosen), _below(real))
+
+
+def pick(names: Sequence[str], where: str) -> str | None:
+    """Which of the top-level `names` is the model: the shard index, else the safetensors file; None without either.
+
+    Raises CheckpointError when there are several.
+    """
+    indexes = [name for name in names if name.endswith(INDEX)]
+    candidates = indexes or [name for name in names if name.endswith(".safetensors")]
+    if len(candidates) > 1:
+        raise CheckpointError(ambiguous(where, candidates))
+    return candidates[0] if candidates else None
+
+
+def named_like_weights(path: str) -> bool:
+    """Has the file a name under which some tool looks for weights?"""
+    return path.endswith((".safetensors", INDEX)) or bool(_OTHER_WEIGHTS.fullmatch(Path(path).suffix))
 
 
 def unaudited(layout: Layout, used: Collection[str], *, named: bool) -> tuple[str, ...]:
     """Weights files of the folder that are not `used`. An error unless the caller `named` the file to audit."""
     beside = [name for name in layout.beside if name not in used]
     if beside and not named:
-        raise CheckpointError(_ambiguous(layout.root, [layout.weights, *beside]))
+        raise CheckpointError(ambiguous(str(layout.root), [layout.weights, *beside]))
     return tuple(beside) + layout.below
 
 
@@ -104,7 +119,10 @@ def member(root: Path, name: str) -> Path:
     real = (root / name).resolve()
     homes = [root]
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        homes.append(root.parent.parent / "blobs")  # the cache keeps files there and links to them from the snapshot
+        entry = root.parent.parent
+        homes.append(entry / "blobs")  # the cache keeps files there and links to them from the snapshot
+        if (entry.parent / "blobs" / _SHARED).is_file():
+            homes.append(entry.parent / "blobs")  # or links from there to one store for all repositories
     if not any(real.is_relative_to(home) for home in homes):
         raise CheckpointError(f"{clean(name)}: is a link that leads out of the model folder; put the file itself there")
     return real
@@ -150,7 +168,8 @@ def _nothing(path: Path, others: list[str]) -> str:
     return f"{clean(str(path))}: holds no .safetensors file; give the folder that does"
 
 
-def _ambiguous(path: Path, names: list[str]) -> str:
+def ambiguous(where: str, names: Sequence[str]) -> str:
+    """What to tell a user whose model `where` has several weights files, `names`."""
     listed = clean(", ".join(names[:4]), 160) + (", …" if len(names) > 4 else "")
     what = "several weights files" if all(".safetensors" in name for name in names) else "both formats present"
-    return f"{clean(str(path))}: {what} ({listed}); name the file with --weights FILE or in the policy"
+    return f"{clean(where)}: {what} ({listed}); name the file with --weights FILE or in the policy"

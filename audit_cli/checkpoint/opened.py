@@ -1,8 +1,8 @@
 """Opening a checkpoint: copy privately while hashing, check every header, and only then offer the tensors.
 
-Order matters. The file that names other files (the shard index) is copied and checked first, then the configs, then the
-weights; headers are parsed from the copy; index and headers must agree tensor by tensor. Nothing is allocated until
-somebody calls `Checkpoint.load`.
+Order matters. The file that names other files (the shard index) is copied and checked first, then the configs and, for
+a model with a text side, its tokenizer, then the weights; headers are parsed from the copy; index and headers must
+agree tensor by tensor. Nothing is allocated until somebody calls `Checkpoint.load`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from audit_cli.checkpoint import layout, strict_json
-from audit_cli.checkpoint.config import CONFIG, CONFIG_CAP, PREPROCESSOR, read_config
+from audit_cli.checkpoint.config import (
+    CONFIG,
+    CONFIG_CAP,
+    MERGES,
+    PREPROCESSOR,
+    TOKENIZER,
+    TOKENIZER_CAP,
+    VOCABULARY,
+    read_config,
+)
 from audit_cli.checkpoint.header import DTYPES, HEADER_CAP, TENSOR_CAP, Header, TensorInfo, read_header
+from audit_cli.checkpoint.hub import Origin
 from audit_cli.checkpoint.private import private_directory, take
 from audit_cli.checkpoint.sniff import refuse_foreign
 from audit_cli.errors import CheckpointError
@@ -33,7 +43,7 @@ class Checkpoint:
 
     source: the path the user gave. files: what was audited, sorted by path. manifest_digest: see `manifest_of`.
     unaudited: other weights files in the folder. tensors: from the headers. config, preprocessor: strict JSON, or None.
-    metadata: the string map of the safetensors headers. total_bytes: of all tensors.
+    metadata: the string map of the safetensors headers. total_bytes: of all tensors. origin: None for a local model.
     """
 
     source: Path
@@ -46,6 +56,11 @@ class Checkpoint:
     metadata: Mapping[str, str]
     total_bytes: int
     _copy: Path
+    origin: Origin | None = None
+
+    def read(self, name: str) -> bytes | None:
+        """The audited config or tokenizer file `name`, from the private copy; None when there is none."""
+        return (self._copy / name).read_bytes() if any(file.path == name for file in self.files) else None
 
     def load(self) -> dict[str, Tensor]:
         """Every tensor by name, on the CPU in its stored dtype, from the private copy."""
@@ -64,12 +79,17 @@ class Checkpoint:
 
 @contextmanager
 def open_checkpoint(
-    path: Path, *, weights: str | None = None, check: Callable[[], None] = lambda: None
+    path: Path,
+    *,
+    weights: str | None = None,
+    check: Callable[[], None] = lambda: None,
+    origin: Origin | None = None,
 ) -> Iterator[Checkpoint]:
     """The checkpoint at `path`: a `.safetensors` file or a model folder.
 
     weights: name of the file (or shard index) to take when the folder holds several. check: called per copied MiB; may
-    raise to stop. Raises CheckpointError for whatever is malformed, hostile or ambiguous, before any of it is used.
+    raise to stop. origin: where the files were downloaded from, kept with the rest. Raises CheckpointError for whatever
+    is malformed, hostile or ambiguous, before any of it is used.
     """
     found = layout.find(path, weights)
     with private_directory() as copy:
@@ -90,8 +110,12 @@ def open_checkpoint(
         configs: dict[str, Mapping[str, object]] = {}
         if not found.single:
             for name in (CONFIG, PREPROCESSOR):
-                if (found.root / name).is_symlink() or (found.root / name).exists():
+                if _lies_in(found.root, name):
                     configs[name] = read_config(bring(name, cap=CONFIG_CAP), name)
+            has_text = any(key.startswith("text_config") for key in configs.get(CONFIG, ()))
+            for name in (TOKENIZER, VOCABULARY, MERGES) if has_text else ():
+                if _lies_in(found.root, name):
+                    bring(name, cap=TOKENIZER_CAP)
         headers = {name: read_header(bring(name), name) for name in names}
         tensors = _merge(headers)
         if index is not None:
@@ -101,14 +125,19 @@ def open_checkpoint(
             source=path,
             files=tuple(sorted(files, key=lambda file: file.path)),
             manifest_digest=manifest_of(files),
-            unaudited=unaudited,
+            unaudited=tuple(sorted({*unaudited, *origin.unaudited})) if origin else unaudited,
             tensors=tensors,
             config=configs.get(CONFIG),
             preprocessor=configs.get(PREPROCESSOR),
             metadata={key: text for header in headers.values() for key, text in header.metadata.items()},
             total_bytes=sum(info.bytes for info in tensors.values()),
             _copy=copy,
+            origin=origin,
         )
+
+
+def _lies_in(root: Path, name: str) -> bool:
+    return (root / name).is_symlink() or (root / name).exists()
 
 
 def manifest(path: Path, weights: str | None = None) -> tuple[tuple[FileDigest, ...], str, tuple[str, ...]]:
