@@ -125,7 +125,7 @@ def _channels(config: Mapping[str, object], key: str) -> Channels:
 
 
 def _number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # NaN is not either
         raise _error(f"{key} {clean(str(value), 40)}; expected a finite number")
     return float(value)
 

@@ -14,15 +14,18 @@ from torch import Tensor
 from audit_cli.checkpoint import Checkpoint
 from audit_cli.checkpoint.header import DTYPES
 from audit_cli.classifier import Classifier
-from audit_cli.errors import UnsupportedError
-from audit_cli.models import cifar_resnet, custom, hf_resnet, resnet
+from audit_cli.errors import UnsupportedError, UsageError
+from audit_cli.models import cifar_resnet, clip, custom, hf_image, hf_resnet, resnet
 from audit_cli.models.blueprint import REMEDY, Blueprint, View, assemble, check, views
+from audit_cli.models.prompts import Prompts
 from audit_cli.report.sanitise import clean
 
 MODELS: Mapping[str, Callable[[View, Checkpoint], Blueprint | None]] = {
     "resnet": resnet.recognise,
     "cifar_resnet": cifar_resnet.recognise,
+    "clip": clip.recognise,
     "hf_resnet": hf_resnet.recognise,
+    "hf_image": hf_image.recognise,
 }
 
 
@@ -32,15 +35,25 @@ def build(
     arch: str | None = None,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
+    prompts: Prompts | None = None,
+    class_names: Sequence[str] = (),
 ) -> Classifier:
     """The classifier in `checkpoint`: float32, on the CPU, in eval mode, with the given normalisation.
 
-    arch: None to recognise it, or what `custom.build` takes. Raises UnsupportedError when no family fits, and
-    CheckpointError when the weights contradict the config or the architecture the user named.
+    arch: None to recognise it, or what `custom.build` takes. prompts: what the user said of a CLIP model's classes;
+    class_names: the labels of a CLIP model where the user gave none. Raises UnsupportedError when no family fits,
+    CheckpointError when the weights contradict the config or the architecture the user named, and UsageError for
+    prompts that the model has no use for, or for a CLIP model without labels.
     """
-    if arch is not None:
-        return custom.build(checkpoint, arch, mean=mean, std=std)
-    return assemble(identify(checkpoint), checkpoint, mean=mean, std=std)
+    blueprint = identify(checkpoint) if arch is None else None
+    if isinstance(blueprint, clip.DualEncoder):
+        named = (prompts or Prompts()).named(class_names)
+        return blueprint.classifier(checkpoint, named, mean=mean, std=std)
+    if prompts is not None:
+        raise UsageError("--labels and --prompt are for CLIP models, and this is none; drop them")
+    if blueprint is None:
+        return custom.build(checkpoint, str(arch), mean=mean, std=std)
+    return assemble(blueprint, checkpoint, mean=mean, std=std)
 
 
 def identify(checkpoint: Checkpoint) -> Blueprint:
@@ -55,7 +68,14 @@ def identify(checkpoint: Checkpoint) -> Blueprint:
     kind = (checkpoint.config or {}).get("model_type")
     said = f"; config.json says `{clean(str(kind), 40)}`" if kind else ""
     where = clean(str(checkpoint.source))
-    raise UnsupportedError(f"{where}: no known architecture has these tensors ({names}, …{said}); {REMEDY}")
+    timm = (checkpoint.config or {}).get("architecture")  # timm's own config.json has this key
+    remedy = f"{REMEDY}, or --arch timm:{clean(timm, 60)}" if isinstance(timm, str) else REMEDY
+    raise UnsupportedError(f"{where}: no known architecture has these tensors ({names}, …{said}); {remedy}")
+
+
+def prompts_of(classifier: Classifier) -> Prompts | None:
+    """The labels and templates that a zero-shot classifier was built with; None for any other."""
+    return classifier.module.prompts if isinstance(classifier.module, clip.ZeroShot) else None
 
 
 def state_for_checkpoint(classifier: Classifier, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -67,4 +87,4 @@ def state_for_checkpoint(classifier: Classifier, checkpoint: Checkpoint) -> dict
     }
 
 
-__all__ = ["MODELS", "build", "identify", "state_for_checkpoint"]
+__all__ = ["MODELS", "Prompts", "build", "identify", "prompts_of", "state_for_checkpoint"]

@@ -8,7 +8,7 @@ bounded by the size of the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ class Blueprint:
     arch: a printable name. make: builds the module on the current default device. head: dotted name of the last linear
     layer. names: module tensor name -> checkpoint tensor name. size: the (H, W) it was made for, None for any.
     mismatch: the error when module and header disagree: the architecture is unknown, or (where a config or the user
-    named it) the input contradicts itself.
+    named it) the input contradicts itself. complete: gives the compared module the buffers that follow from its
+    architecture and are in no checkpoint. constants: checkpoint tensors that are such buffers all the same -> their
+    value, flat; the module computes its own, so another value in the file is an error.
     """
 
     arch: str
@@ -39,6 +41,12 @@ class Blueprint:
     size: tuple[int, int] | None = None
     labels: tuple[str, ...] = ()
     mismatch: type[AuditError] = UnsupportedError
+    complete: Callable[[nn.Module], None] = lambda module: None
+    constants: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+
+    def text_side(self, checkpoint: Checkpoint) -> str | None:
+        """One line about the text tower and its tokenizer; None for a network that has none."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -73,16 +81,21 @@ def views(checkpoint: Checkpoint) -> list[View]:
 
 def check(blueprint: Blueprint, checkpoint: Checkpoint) -> nn.Module:
     """The module on the meta device, when the header agrees with it; raises `blueprint.mismatch` when not."""
+    module = outline(blueprint, checkpoint)
+    compare(module, blueprint, checkpoint)
+    return module
+
+
+def outline(blueprint: Blueprint, checkpoint: Checkpoint) -> nn.Module:
+    """The module on the meta device, compared with nothing yet; raises `blueprint.mismatch` when it cannot be made."""
     try:
         with torch.device("meta"):
-            module = blueprint.make().eval()
-    except (RuntimeError, ValueError, TypeError) as error:
+            return blueprint.make().eval()
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         reason = clean(str(error), 120)
         raise blueprint.mismatch(
             f"{_where(checkpoint)}: {blueprint.arch} cannot be built ({reason}); {REMEDY}"
         ) from error
-    compare(module, blueprint, checkpoint)
-    return module
 
 
 def compare(module: nn.Module, blueprint: Blueprint, checkpoint: Checkpoint) -> None:
@@ -104,7 +117,13 @@ def compare(module: nn.Module, blueprint: Blueprint, checkpoint: Checkpoint) -> 
 
 def fill(module: nn.Module, blueprint: Blueprint, checkpoint: Checkpoint) -> nn.Module:
     """The compared `module` with the checkpoint's weights, floating point as float32, in eval mode on the CPU."""
+    blueprint.complete(module)
     loaded = checkpoint.load()
+    for original, value in blueprint.constants.items():
+        if not torch.equal(loaded[original].flatten().long(), value()):
+            raise CheckpointError(
+                f"{_where(checkpoint)}: `{clean(original, 60)}` is not what {blueprint.arch} computes; do not use it"
+            )
     state: dict[str, Tensor] = {}
     for name, like in module.state_dict().items():
         if name in blueprint.names:

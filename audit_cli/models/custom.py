@@ -1,8 +1,9 @@
 """The user's own architecture, by explicit choice: `--arch`.
 
-Three forms: `torchvision:resnet18` (built by torchvision, without its weights), `package.module:factory` (an installed
-module) and `path/to/file.py:factory`. The factory takes no arguments and returns the untrained module; logits over
-normalised images. This is the one place where code other than ours runs, so it may never come from the audited folder.
+Four forms: `torchvision:resnet18` and `timm:nasnetalarge` (built by those libraries, without their weights),
+`package.module:factory` (an installed module) and `path/to/file.py:factory`. The factory takes no arguments and returns
+the untrained module; logits over normalised images. This is the one place where code other than ours runs, so it may
+never come from the audited folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +25,7 @@ from audit_cli.errors import AuditError, CheckpointError, UnsupportedError, Usag
 from audit_cli.models.blueprint import Blueprint, View, assemble, classifier, compare, fill, views
 from audit_cli.report.sanitise import clean
 
-_FORMS = "expected torchvision:NAME, package.module:factory or path/to/file.py:factory"
+_FORMS = "expected torchvision:NAME, timm:NAME, package.module:factory or path/to/file.py:factory"
 _SIDES = (32, 224)  # image sides tried first: a network that takes both takes any
 _OTHER_SIDES = (64, 96, 128, 160, 192, 256, 299, 384, 448, 512, 28)
 
@@ -39,6 +41,8 @@ def build(checkpoint: Checkpoint, arch: str, *, mean: Sequence[float], std: Sequ
         raise UsageError(f"--arch {clean(arch)}: {_FORMS}")
     if place == "torchvision":
         return assemble(_torchvision(checkpoint, name), checkpoint, mean=mean, std=std)
+    if place == "timm":
+        return assemble(_timm(checkpoint, name), checkpoint, mean=mean, std=std)
     factory = getattr(_import(place, checkpoint), name, None)
     if not callable(factory):
         raise UsageError(f"--arch {clean(arch)}: {clean(place)} has no function `{clean(name, 60)}`")
@@ -60,19 +64,60 @@ def _torchvision(checkpoint: Checkpoint, name: str) -> Blueprint:
     with torch.device("meta"):
         whole = get_model(name, weights=None)
     linear = [path for path, layer in whole.named_modules() if isinstance(layer, nn.Linear)]
+    return _named(checkpoint, f"torchvision:{name}", partial(get_model, name, weights=None), whole, linear[-1:])
+
+
+def _timm(checkpoint: Checkpoint, name: str) -> Blueprint:
+    """timm's network `name`, with as many classes as the checkpoint's head has."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UsageError(
+            f"--arch timm:{clean(name, 60)}: timm is not installed; pip install audit-cli[timm]"
+        ) from error
+    if not timm.is_model(name):  # so that no name leads to a file or to the network
+        raise UsageError(f"--arch timm:{clean(name, 60)}: timm has no such model")
+    make = partial(timm.create_model, name, pretrained=False)
+    with torch.device("meta"):
+        whole = make(num_classes=2)  # some come without a head unless told
+    head = [path for path, layer in whole.named_modules() if layer is whole.get_classifier()]
+    return _named(checkpoint, f"timm:{name}", make, whole, head, whole.pretrained_cfg.get("input_size", (3, 224, 224)))
+
+
+def _named(
+    checkpoint: Checkpoint,
+    arch: str,
+    make: Callable[..., nn.Module],
+    whole: nn.Module,
+    head: list[str],
+    size: Sequence[int] = (3, 224, 224),
+) -> Blueprint:
+    """A library's network. make: takes num_classes. whole: it on the meta device. head: [its last linear layer]."""
     view = _view(whole, checkpoint)
-    if not linear or len(view.shape(f"{linear[-1]}.weight")) != 2:
-        head = linear[-1] if linear else "a linear head"
-        raise CheckpointError(
-            f"{clean(str(checkpoint.source))}: has no `{head}.weight`, the head of torchvision:{name}"
-        )
-    classes = view.shape(f"{linear[-1]}.weight")[0]
+    if not head or not isinstance(whole.get_submodule(head[0]), nn.Linear):
+        raise UnsupportedError(f"--arch {arch}: has no single linear head to audit; pass a factory of your own")
+    if len(view.shape(f"{head[0]}.weight")) != 2:
+        raise CheckpointError(f"{clean(str(checkpoint.source))}: has no `{head[0]}.weight`, the head of {arch}")
+    make = partial(make, num_classes=view.shape(f"{head[0]}.weight")[0])
+    return Blueprint(
+        arch,
+        make,
+        head[0],
+        view.names(),
+        size=(size[-2], size[-1]),
+        mismatch=CheckpointError,
+        complete=partial(_complete, make),
+    )
 
-    def make() -> nn.Module:
-        module: nn.Module = get_model(name, weights=None, num_classes=classes)
-        return module
 
-    return Blueprint(f"torchvision:{name}", make, linear[-1], view.names(), size=(224, 224), mismatch=CheckpointError)
+def _complete(make: Callable[[], nn.Module], module: nn.Module) -> None:
+    """Gives buffers that no file holds their values: those of a second, real module, whose weights are dropped."""
+    left = [name for name, tensor in module.named_buffers() if tensor.is_meta and name not in module.state_dict()]
+    if left:
+        real = make()
+        for name in left:
+            owner, _, buffer = name.rpartition(".")
+            module.get_submodule(owner).register_buffer(buffer, real.get_buffer(name), persistent=False)
 
 
 def _view(module: nn.Module, checkpoint: Checkpoint) -> View:

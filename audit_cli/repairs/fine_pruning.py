@@ -51,7 +51,7 @@ class FinePruning:
     ) -> Classifier:
         """A pruned and tuned clone of `pivot`, on the context's device, in eval mode; `pivot` is untouched.
 
-        Raises UnsupportedError when the model has no convolution.
+        Raises UnsupportedError when the model has no convolution but that which embeds patches.
         """
         repaired = pivot.clone().on(context.device)
         chain = last_convolution(repaired, trusted.images[:2].to(context.device))
@@ -90,11 +90,19 @@ def last_convolution(classifier: Classifier, images: Tensor) -> Sequence[nn.Modu
     finally:
         for hook in hooks:
             hook.remove()
-    convolutions = [k for k, (module, _, _) in enumerate(ran) if isinstance(module, nn.Conv2d)]
+    convolutions = [k for k, (m, _, _) in enumerate(ran) if isinstance(m, nn.Conv2d) and not embeds_patches(m)]
     if not convolutions:
-        raise UnsupportedError(f"{classifier.arch}: has no convolution, so Fine-Pruning has nothing to prune")
+        raise UnsupportedError(
+            f"{classifier.arch}: has no convolution but perhaps the embedding of patches, so Fine-Pruning has nothing"
+            " to prune; try another repair"
+        )
     convolution, _, output = ran[convolutions[-1]]
     return [convolution, *[module for module, given, _ in ran if given is output]]
+
+
+def embeds_patches(module: nn.Module) -> bool:
+    """Is this the first layer of a transformer: a convolution whose windows lie side by side?"""
+    return isinstance(module, nn.Conv2d) and module.stride == module.kernel_size and max(module.stride) > 1
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from audit_cli.classifier import Classifier
 from audit_cli.errors import UnsupportedError
 from audit_cli.metrics import evaluating
+from audit_cli.repairs.fine_pruning import embeds_patches
 from audit_cli.repairs.watch import Watch, after_step, unwatched
 from audit_cli.training import Fit
 from audit_cli.types import Context, TrustedData
@@ -86,7 +87,8 @@ def stages(classifier: Classifier, images: Tensor) -> list[str]:
 
     def note(name: str) -> object:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
+            feature_map = isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1
+            if isinstance(output, Tensor) and feature_map and not embeds_patches(module):
                 last[output.shape[-2:]] = name
 
         return hook

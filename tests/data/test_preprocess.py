@@ -174,6 +174,7 @@ def test_older_configs_with_bare_numbers() -> None:
         {"image_std": [0.5, 0.5, -1]},
         {"rescale_factor": 1 / 127.5},
         {"rescale_factor": "x"},
+        {"rescale_factor": 10**400},
         {"do_rescale": False},
         {"do_resize": "yes"},
         {"do_flip_channel_order": True},
@@ -188,7 +189,7 @@ def test_strange_configs_are_refused_with_the_remedy(change: dict[str, object]) 
         from_config(VIT | change)
 
 
-@pytest.mark.parametrize("crop_pct", [0, -1, 1e-9, float("inf"), "0.9"])
+@pytest.mark.parametrize("crop_pct", [0, -1, 1e-9, float("inf"), 10**400, "0.9"])
 def test_strange_crop_pct(crop_pct: object) -> None:
     with pytest.raises(UsageError, match="crop_pct"):
         from_config(CONVNEXT | {"crop_pct": crop_pct})
