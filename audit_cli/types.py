@@ -82,6 +82,22 @@ class TriggerFamily(Protocol):
         """Factor by which that weight grows while the trigger works."""
         ...
 
+    @property
+    def success(self) -> float:
+        """Success in (0, 1] at which the sizes of this family's triggers are compared."""
+        ...
+
+    @property
+    def per_source(self) -> bool:
+        """True: one trigger for each pair of a source and a target class. False: one for each target class."""
+        ...
+
+    def ceiling(self, shape: tuple[int, int, int]) -> float:
+        """The size taken for a class whose search failed on images of `shape` (C, H, W): the largest that a trigger of
+        a bounded family can have. inf where that says little; the class then counts as the largest that succeeded.
+        """
+        ...
+
     def initial(self, classes: int, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Fresh parameters for `classes` triggers on images of `shape` (C, H, W); every tensor has K in front."""
         ...
@@ -103,6 +119,11 @@ class Trigger:
     parameters: Mapping[str, Tensor]  # leading axis 1
     target: int
     size: float
+    source: int | None = None  # the class it was searched for, None: all but the target
+
+    def meant_for(self, labels: Tensor) -> Tensor:
+        """(N,) bool: the images, by their labels (N,), that it should send to its target."""
+        return labels != self.target if self.source is None else labels == self.source
 
     def __call__(self, images: Tensor) -> Tensor:
         parameters = {name: value.to(images.device) for name, value in self.parameters.items()}

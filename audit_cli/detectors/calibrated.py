@@ -23,12 +23,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor
+
 from audit_cli.classifier import Classifier
-from audit_cli.detectors.smallness import smallness
+from audit_cli.detectors.smallness import PRIOR_CLASSES, PRIOR_SIGMA, smallness
 from audit_cli.inversion.additive import Additive
-from audit_cli.inversion.engine import Search
+from audit_cli.inversion.engine import Search, State
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
+from audit_cli.inversion.warp import Warp
 from audit_cli.metrics import asr, predict
 from audit_cli.repairs.pivotal_tuning import PivotalTuning
 from audit_cli.types import Context, Finding, Repair, Trigger, TriggerFamily, TrustedData
@@ -36,41 +40,60 @@ from audit_cli.types import Context, Finding, Repair, Trigger, TriggerFamily, Tr
 
 @dataclass(frozen=True)
 class Calibrated:
-    """families: the kinds of trigger searched for. reference: the repair whose result is the reference model."""
+    """families: the kinds of trigger searched for. reference: the repair whose result is the reference model; None for
+    sizes alone."""
 
-    families: tuple[TriggerFamily, ...] = (Mask(), Additive())
+    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp())
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
-    reference: Repair = field(default_factory=lambda: PivotalTuning(steps=200))  # ours, see above
+    reference: Repair | None = field(default_factory=lambda: PivotalTuning(steps=200))  # ours, see above
     fit_share: float = 0.5  # ours: share of trusted images that searching and tuning may use; the rest measures
 
     def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
         """BD001 and BD002 for every class that ran to the end of the race in each family; BD107 at the end."""
         fit, holdout = trusted.split(self.fit_share, context.generator(stream=5))
         suspect = suspect.clone().on(context.device).frozen()
-        reference = self.reference(suspect, fit, context).frozen()
+        models = [suspect]
+        if self.reference is not None:
+            models.append(self.reference(suspect, fit, context).frozen())
         compared: set[int] = set()
         reached: set[int] = set()
-        for family in self.families:
+        families = [family for family in self.families if self.race.covers(family, fit, suspect.num_classes)]
+        for family in families:
             state, ordinary = self.race.run(suspect, family, fit, self.search, context)
             compared.update(state.classes.tolist())
             reached.update(state.classes[state.reached].tolist())
             context.progress.stage(f"{family.name} triggers on unseen images", len(state.classes))
-            small = smallness(state.best_size, ordinary, suspect.num_classes)
+            small = smallness(needed(state, family.ceiling(fit.shape)), ordinary, suspect.num_classes)
             for row in range(len(state.classes)):
                 trigger = state.trigger(row, family)
-                rates = [success(model, trigger, holdout, context) for model in (suspect, reference)]
-                size = self._size(trigger, float(small.score[row]), float(small.ratio[row]), rates, holdout.class_names)
-                yield replace(size, details={**size.details, "reached": bool(state.reached[row])})
-                yield gap(size)
+                found = bool(state.reached[row])
+                rates = [success(model, trigger, holdout, context) for model in models]
+                score, ratio = (float(small.score[row]), float(small.ratio[row])) if found else (0.0, 0.0)
+                size = self._size(trigger, score, ratio, rates, holdout.class_names)
+                yield replace(size, details={**size.details, "reached": found})
+                if self.reference is not None:
+                    yield gap(size)
                 context.advance()
-        yield uncompared(compared - reached, suspect.num_classes, self.search.success)
+        wanted = max((self.search.matched(family) for family in families), default=0.0)
+        yield uncompared(compared - reached, suspect.num_classes, wanted)
+
+    @property
+    def scoring(self) -> str:
+        """Whatever BD001 scores depend on, as text: a calibration holds for one scoring only."""
+        return repr((self.families, self.search, self.race, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
 
     def _size(
         self, trigger: Trigger, score: float, ratio: float, rates: Sequence[float], names: Sequence[str]
     ) -> Finding:
-        """BD001 of one class. rates: success of its trigger on the suspect and on the reference."""
-        family, target = trigger.family.name, trigger.target
+        """BD001 of one class. rates: success of its trigger on the suspect and, where there is one, the reference."""
+        family, target, source = trigger.family.name, trigger.target, trigger.source
+        details: dict[str, float | int | str | bool | None] = {
+            "ratio": ratio,
+            "matched_success": self.search.matched(trigger.family),
+        }
+        if source is not None:
+            details |= {"source": source, "source_name": names[source]}
         return Finding(
             rule_id="BD001",
             score=score,
@@ -83,11 +106,16 @@ class Calibrated:
             target_class=target,
             target_name=names[target] if target < len(names) else None,
             asr_before=rates[0],
-            asr_after=rates[1],
+            asr_after=rates[1] if len(rates) > 1 else None,
             trigger_norm=trigger.size,
-            details={"ratio": ratio, "matched_success": self.search.success},
+            details=details,
             trigger=trigger,
         )
+
+
+def needed(state: State, ceiling: float) -> Tensor:
+    """Smallest size (K,) of each class; `ceiling` where no trigger worked."""
+    return torch.where(state.reached, state.best_size, ceiling)
 
 
 def gap(size: Finding) -> Finding:
@@ -104,7 +132,7 @@ def uncompared(classes: set[int], total: int, wanted: float) -> Finding:
 
 
 def success(classifier: Classifier, trigger: Trigger, data: TrustedData, context: Context) -> float:
-    """asr of `trigger` on `data`."""
-    others = data.labels != trigger.target
+    """asr of `trigger` on those images of `data` that it is meant for."""
+    others = trigger.meant_for(data.labels)
     stamped = trigger(data.images[others])
     return asr(predict(classifier, stamped, context), data.labels[others], trigger.target)

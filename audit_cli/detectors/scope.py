@@ -14,12 +14,22 @@ from audit_cli.types import Finding
 DETECTOR = "scope"
 
 
-def scope(unaudited: Sequence[str], searched: Collection[str], families: Collection[str]) -> list[Finding]:
-    """unaudited: weight files left aside. searched, families: names of the trigger families, used and known."""
+def scope(
+    unaudited: Sequence[str], searched: Collection[str], families: Collection[str], calibrated: bool = False
+) -> list[Finding]:
+    """unaudited: weight files left aside. searched, families: names of the trigger families, used and usual.
+    calibrated: clean models of this kind have been scored."""
     left_out = sorted(set(families) - set(searched))
     beside = ", ".join(clean(name, 60) for name in unaudited[:3]) + (" …" if len(unaudited) > 3 else "")
     return [
-        Finding("BD110", 1.0, "no calibration covers this kind of model: thresholds are the policy's own", DETECTOR),
+        Finding(
+            "BD110",
+            float(not calibrated),
+            "clean models of this kind have been scored"
+            if calibrated
+            else "no calibration covers this kind of model: thresholds are the policy's own",
+            DETECTOR,
+        ),
         Finding(
             "BD111",
             float(len(unaudited)),
@@ -33,7 +43,7 @@ def scope(unaudited: Sequence[str], searched: Collection[str], families: Collect
             float(bool(left_out)),
             f"trigger families not searched: {', '.join(left_out)}"
             if left_out
-            else "all trigger families were searched",
+            else "the usual trigger families were searched",
             DETECTOR,
         ),
     ]

@@ -9,6 +9,7 @@ Differs from the paper: the size is measured, so that it can be made small; the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,12 @@ class Additive:
     initial_size: float = 0.01  # T ~ U(0, 0.01), the authors' release
     weight: float = 0.01  # ours: first weight of the size in the objective
     growth: float = 1.2  # ours: factor on that weight
+    success: float = 0.95  # ours
+    per_source: bool = False
     name: str = "additive"
+
+    def ceiling(self, shape: tuple[int, int, int]) -> float:
+        return math.inf
 
     def initial(self, classes: int, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
         return {"pattern": torch.rand(classes, *shape, generator=generator) * self.initial_size}

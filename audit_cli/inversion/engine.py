@@ -6,7 +6,8 @@ weight on its size that grows while the trigger works and shrinks while it does 
     for every class c:  minimise over T   CE(f(x ⊕ T), c) + w_c · size(T)        x: trusted images not of class c
 
 The model's weights never get a gradient. One tensor holds the triggers of all classes, so a step is a few large
-batches; `Search.run` continues a `State`, so that a race can stop some classes early and go on with the others.
+batches: as many classes at once as PIXELS_PER_PASS allows, and no more images are gathered than one batch needs.
+`Search.run` continues a `State`, so that a race can stop some classes early and go on with the others. A class may have several triggers, one for each source class that its images are drawn from.
 
 Differs from the paper: all classes in one batch, fresh images at every step, and the trigger kept is the smallest one
 whose success over the last few batches reached `success`, so that sizes are compared at matched success.
@@ -24,25 +25,27 @@ from torch import Tensor
 from audit_cli.classifier import Classifier
 from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
 
-PIXELS_PER_PASS = (
-    512 * 32 * 32
-)  # of one forward pass on a CPU or GPU: bounds the memory whatever the model's input size
+# Of one forward pass on a CPU or GPU: bounds the memory whatever the model's input size and number of classes.
+PIXELS_PER_PASS = 512 * 32 * 32
+RELAX = 0.05  # ours: how far success may fall under the matched success before the size's weight shrinks
 
 ExtraLoss = Callable[[Tensor, Tensor], Tensor]  # stamped images (B, C, H, W), true labels (B,) -> loss per image (B,)
 
 
 @dataclass(frozen=True)
 class State:
-    """Where the search stands for K classes; every tensor has K in front."""
+    """Where the search stands for K triggers; every tensor has K in front."""
 
-    classes: Tensor  # (K,) int64
+    classes: Tensor  # (K,) int64, their targets
     parameters: dict[str, Tensor]
     moments: dict[str, tuple[Tensor, Tensor]]  # Adam's
     weight: Tensor  # (K,) on the size
     streak: Tensor  # (K,) successful (+) or failing (−) steps in a row
     recent: Tensor  # (K, patience) success of the last batches
+    losses: Tensor  # (K, patience) mean cross-entropy of the last batches
     best: dict[str, Tensor]  # the smallest trigger so far that worked
     best_size: Tensor  # (K,) inf until one worked
+    sources: Tensor | None = None  # (K,) int64, the class images are drawn from; None: all but the target
     step: int = 0
 
     def take(self, rows: Tensor) -> State:
@@ -55,9 +58,40 @@ class State:
             weight=self.weight[rows],
             streak=self.streak[rows],
             recent=self.recent[rows],
+            losses=self.losses[rows],
             best={k: v[rows] for k, v in self.best.items()},
             best_size=self.best_size[rows],
+            sources=None if self.sources is None else self.sources[rows],
         )
+
+    def join(self, other: State) -> State:
+        """The classes of both, which are as many steps along and were given their sources alike."""
+        moments = other.moments
+        return replace(
+            self,
+            classes=torch.cat([self.classes, other.classes]),
+            parameters={k: torch.cat([v, other.parameters[k]]) for k, v in self.parameters.items()},
+            moments={
+                k: (torch.cat([m, moments[k][0]]), torch.cat([v, moments[k][1]])) for k, (m, v) in self.moments.items()
+            },
+            weight=torch.cat([self.weight, other.weight]),
+            streak=torch.cat([self.streak, other.streak]),
+            recent=torch.cat([self.recent, other.recent]),
+            losses=torch.cat([self.losses, other.losses]),
+            best={k: torch.cat([v, other.best[k]]) for k, v in self.best.items()},
+            best_size=torch.cat([self.best_size, other.best_size]),
+            sources=None if self.sources is None or other.sources is None else torch.cat([self.sources, other.sources]),
+        )
+
+    def unproven(self) -> State:
+        """The same triggers, but what worked so far is forgotten: success on few images is no proof on more."""
+        return replace(self, recent=torch.zeros_like(self.recent), best_size=torch.full_like(self.best_size, torch.inf))
+
+    def eligible(self, labels: Tensor) -> Tensor:
+        """(K, N) bool: the images, by their labels (N,), that each trigger is searched on."""
+        if self.sources is None:
+            return labels[None] != self.classes[:, None]
+        return labels[None] == self.sources[:, None]
 
     @property
     def reached(self) -> Tensor:
@@ -72,9 +106,20 @@ class State:
         """The last trigger tried for the class in `row`."""
         return self._pick(self.parameters, row, family)
 
-    def _pick(self, source: dict[str, Tensor], row: int, family: TriggerFamily) -> Trigger:
-        parameters = {k: v[row : row + 1].detach().clone() for k, v in source.items()}
-        return Trigger(family, parameters, int(self.classes[row]), float(family.size(parameters)))
+    def _pick(self, values: dict[str, Tensor], row: int, family: TriggerFamily) -> Trigger:
+        parameters = {k: v[row : row + 1].detach().clone() for k, v in values.items()}
+        source = None if self.sources is None else int(self.sources[row])
+        return Trigger(family, parameters, int(self.classes[row]), float(family.size(parameters)), source)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one step saw of K triggers."""
+
+    gradients: dict[str, Tensor]  # of the objective, for every parameter
+    sizes: Tensor  # (K,)
+    success: Tensor  # (K,) on this step's images
+    losses: Tensor  # (K,) mean cross-entropy on them
 
 
 @dataclass(frozen=True)
@@ -82,17 +127,30 @@ class Search:
     """How hard to search; the step size and the growth of the size's weight belong to the family."""
 
     images: int = 20  # a class and step
-    success: float = 0.95  # the matched success
-    relax: float = 0.90  # under this the weight shrinks
+    success: float | None = None  # the matched success; the family's own when None
+    relax: float | None = None  # under this the weight shrinks; RELAX less than the matched success when None
     patience: int = 3  # steps in a row before the weight changes; also the batches that success is taken over
     betas: tuple[float, float] = field(default=(0.5, 0.9))  # Adam, Neural Cleanse
 
     def __post_init__(self) -> None:
-        if self.images < 1 or self.patience < 1 or not 0 < self.relax <= self.success <= 1:
+        success = 1.0 if self.success is None else self.success
+        relax = success if self.relax is None else self.relax
+        if self.images < 1 or self.patience < 1 or not 0 < relax <= success <= 1:
             raise ValueError(f"{self}: images and patience must be positive, 0 < relax <= success <= 1")
 
-    def start(self, family: TriggerFamily, classes: Tensor, shape: tuple[int, int, int], context: Context) -> State:
-        """Fresh random triggers for `classes` (K,)."""
+    def matched(self, family: TriggerFamily) -> float:
+        """The success at which the sizes of `family` are compared."""
+        return family.success if self.success is None else self.success
+
+    def start(
+        self,
+        family: TriggerFamily,
+        classes: Tensor,
+        shape: tuple[int, int, int],
+        context: Context,
+        sources: Tensor | None = None,
+    ) -> State:
+        """Fresh random triggers to the targets `classes` (K,) from the classes `sources` (K,), or from all others."""
         K = len(classes)
         parameters = family.initial(K, shape, context.generator(stream=2))
         parameters = {name: value.to(context.device) for name, value in parameters.items()}
@@ -104,8 +162,10 @@ class Search:
             weight=zeros + family.weight,
             streak=zeros,
             recent=torch.zeros(K, self.patience, device=context.device),
+            losses=torch.zeros(K, self.patience, device=context.device),
             best={name: value.clone() for name, value in parameters.items()},
             best_size=zeros + torch.inf,
+            sources=None if sources is None else sources.to(context.device),
         )
 
     def run(
@@ -120,49 +180,50 @@ class Search:
     ) -> State:
         """`steps` more steps for the classes of `state`. The suspect must be frozen and on the context's device."""
         images, labels = trusted.images.to(context.device), trusted.labels.to(context.device)
-        eligible = (labels[None] != state.classes[:, None]).float().cpu()  # (K, N)
+        eligible = state.eligible(labels).float().cpu()  # (K, N)
         generator = context.generator(stream=3 + state.step)
         for _ in range(steps):
             index = torch.multinomial(eligible, self.images, replacement=True, generator=generator).to(context.device)
-            gradients, sizes, success = self._gradients(
-                suspect, family, state, images[index], labels[index], context, extra
-            )
-            state = self._keep_best(state, sizes, success)
-            state = self._descend(family, state, gradients)
+            measured = self._measure(suspect, family, state, images, labels, index, context, extra)
+            state = self._keep_best(family, state, measured)
+            state = self._descend(family, state, measured.gradients)
             context.advance(note=_leader(state))
         return state
 
-    def _gradients(
+    def _measure(
         self,
         suspect: Classifier,
         family: TriggerFamily,
         state: State,
-        x: Tensor,  # (K, B, C, H, W)
-        y: Tensor,  # (K, B)
+        images: Tensor,  # (N, C, H, W)
+        labels: Tensor,  # (N,)
+        index: Tensor,  # (K, B) the images of every class in this step
         context: Context,
         extra: ExtraLoss | None,
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Gradient of the objective for every parameter, sizes (K,) and success on this batch (K,)."""
-        K, B = y.shape
-        leaves = {name: value.detach().requires_grad_() for name, value in state.parameters.items()}
-        per_pass = max(1, PIXELS_PER_PASS // (x.shape[-1] * x.shape[-2]))
-        hits = torch.empty(K, B, device=x.device)
-        for rows in torch.arange(K, device=x.device).split(max(1, per_pass // B)):
-            part = {name: value[rows] for name, value in leaves.items()}
-            stamped = family.stamp(part, x[rows])  # (k, B, C, H, W)
-            target = state.classes[rows].repeat_interleave(B)
+    ) -> Measured:
+        """A slice of classes at a time, each with images and leaves of its own, so that memory does not grow with K."""
+        K, B = index.shape
+        per_pass = max(1, PIXELS_PER_PASS // (images.shape[-1] * images.shape[-2]))
+        gradients = {name: torch.zeros_like(value) for name, value in state.parameters.items()}
+        sizes, success, losses = (torch.empty(K, device=images.device) for _ in range(3))
+        for start in range(0, K, max(1, per_pass // B)):
+            rows = slice(start, start + max(1, per_pass // B))
+            leaves = {name: value[rows].detach().requires_grad_() for name, value in state.parameters.items()}
+            stamped = family.stamp(leaves, images[index[rows]])  # (k, B, C, H, W)
+            target, true = state.classes[rows].repeat_interleave(B), labels[index[rows]].flatten()
             gradient, logits = self._image_gradient(
-                suspect, stamped.detach().flatten(0, 1), target, y[rows].flatten(), per_pass, context, extra
+                suspect, stamped.detach().flatten(0, 1), target, true, per_pass, context, extra
             )
             stamped.backward(gradient.view_as(stamped) / B)
-            hits[rows] = (logits.argmax(1) == target).float().view(-1, B)
-        sizes = family.size(leaves)
-        (state.weight * sizes).sum().backward()
-        return (
-            {name: value.grad for name, value in leaves.items() if value.grad is not None},
-            sizes.detach(),
-            hits.mean(1),
-        )
+            size = family.size(leaves)
+            (state.weight[rows] * size).sum().backward()
+            for name, leaf in leaves.items():
+                if leaf.grad is not None:
+                    gradients[name][rows] = leaf.grad
+            sizes[rows] = size.detach()
+            success[rows] = (logits.argmax(1) == target).float().view(-1, B).mean(1)
+            losses[rows] = F.cross_entropy(logits, target, reduction="none").view(-1, B).mean(1)
+        return Measured(gradients, sizes, success, losses)
 
     def _image_gradient(
         self,
@@ -189,22 +250,24 @@ class Search:
             outputs.append(logits.detach())
         return torch.cat(gradients), torch.cat(outputs)
 
-    def _keep_best(self, state: State, sizes: Tensor, success: Tensor) -> State:
-        recent = state.recent.clone()
-        recent[:, state.step % self.patience] = success
-        better = (recent.mean(1) >= self.success) & (sizes < state.best_size) & (state.step >= self.patience)
+    def _keep_best(self, family: TriggerFamily, state: State, measured: Measured) -> State:
+        sizes, success = measured.sizes, measured.success
+        wanted = self.matched(family)
+        relax = wanted - RELAX if self.relax is None else self.relax
+        recent, losses = state.recent.clone(), state.losses.clone()
+        recent[:, state.step % self.patience], losses[:, state.step % self.patience] = success, measured.losses
+        better = (recent.mean(1) >= wanted) & (sizes < state.best_size) & (state.step >= self.patience)
         best = {
             name: torch.where(better.view(-1, *[1] * (value.dim() - 1)), value, state.best[name])
             for name, value in state.parameters.items()
         }
         streak = torch.where(
-            success >= self.success,
+            success >= wanted,
             state.streak.clamp(min=0) + 1,
-            torch.where(success < self.relax, state.streak.clamp(max=0) - 1, torch.zeros_like(state.streak)),
+            torch.where(success < relax, state.streak.clamp(max=0) - 1, torch.zeros_like(state.streak)),
         )
-        return replace(
-            state, recent=recent, best=best, best_size=torch.where(better, sizes, state.best_size), streak=streak
-        )
+        best_size = torch.where(better, sizes, state.best_size)
+        return replace(state, recent=recent, losses=losses, best=best, best_size=best_size, streak=streak)
 
     def _descend(self, family: TriggerFamily, state: State, gradients: dict[str, Tensor]) -> State:
         """One Adam step, and the weight's patience rule."""

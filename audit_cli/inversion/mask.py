@@ -10,6 +10,7 @@ Differs from the paper: all classes are optimised in one batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,12 @@ class Mask:
     lr: float = 0.1  # Neural Cleanse
     weight: float = 0.01  # ours: first weight of the size in the objective
     growth: float = 1.5  # Neural Cleanse's patience rule
+    success: float = 0.95  # ours
+    per_source: bool = False
     name: str = "mask"
+
+    def ceiling(self, shape: tuple[int, int, int]) -> float:
+        return math.inf
 
     def initial(self, classes: int, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
         C, H, W = shape

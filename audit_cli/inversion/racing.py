@@ -1,14 +1,24 @@
 """Racing: every class is searched a little, the most suspicious ones are searched to the end.
 
+Successive halving, after Karnin, Koren, Somekh: Almost Optimal Exploration in Multi-Armed Bandits, 2013,
+https://proceedings.mlr.press/v28/karnin13.html: a rung of the race has fewer classes than the one before, and more
+steps and images for each, so that the cost of all rungs hardly depends on the number of classes.
+
 No class is dropped before it was optimised: the first rung runs all of them. What goes on is the classes with the
 smallest triggers so far, and a random sample of all classes, searched exactly as long: what ordinary classes need is
-told from that sample, so that the smallest trigger and the ordinary ones have had the same effort.
+told from that sample, so that the smallest trigger and the ordinary ones have had the same effort. What worked on the
+few images of a rung is no proof on the next one's, which measures anew.
 With few classes nothing is dropped, and the race is a plain search.
+
+A family that is searched per source class has a trigger for every pair of classes. All pairs run the first steps; what
+goes on is the smallest few of every target, so that all targets are compared, each by its easiest source.
+
+Differs from the paper: the random sample; and the numbers are set by hand.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,36 +29,121 @@ from audit_cli.types import Context, TriggerFamily, TrustedData
 
 
 @dataclass(frozen=True)
-class Race:
-    """A search of `steps` steps for up to `keep` + `sample` classes; more classes first run a short rung."""
+class Rung:
+    """`steps` steps with `images` images a class and step, or as many as the search has.
 
-    steps: int = 300  # ours
-    first: int = 60  # ours: steps of the first rung, when there is one
-    keep: int = 16  # ours: classes with the smallest triggers, that go on
-    sample: int = 16  # ours: random classes that go on
+    classes: how many run it, those with the smallest triggers so far, beside the sample; None: all.
+    """
+
+    classes: int | None
+    steps: int
+    images: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.first <= self.steps or self.keep < 1 or self.sample < 1:
-            raise ValueError(f"{self}: 0 < first <= steps, keep and sample at least 1")
+        if min(1 if self.classes is None else self.classes, self.steps, 1 if self.images is None else self.images) < 1:
+            raise ValueError(f"{self}: classes, steps and images must be positive")
+
+    def search(self, search: Search) -> Search:
+        """`search` with the images of this rung."""
+        return search if self.images is None else replace(search, images=self.images)
+
+
+@dataclass(frozen=True)
+class Race:
+    """A search of `steps` steps when the last rung has room for all classes, else one rung after the other."""
+
+    steps: int = 300  # ours
+    rungs: tuple[Rung, ...] = (Rung(None, 15, 4), Rung(48, 40, 8), Rung(16, 130))  # ours, see fixtures/clip_cost.py
+    sample: int = 16  # ours: random classes that run all rungs
+    chunk: int = 128  # ours: classes that run the first rung together; what it needs of memory follows from this
+    pairs: int = 400  # ours: most pairs of classes searched; with more, a family per source is left out
+    first: int = 60  # ours: steps of all pairs; the rest of `steps` is for the smallest
+    sources: int = 2  # ours: pairs of each target that go on
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first <= self.steps or min(self.sample, self.chunk, self.sources) < 1 or self.pairs < 0:
+            raise ValueError(f"{self}: 0 < first <= steps, sample, chunk and sources at least 1, pairs not negative")
+        if len(self.rungs) < 2 or [rung.classes is None for rung in self.rungs] != [True] + [False] * (
+            len(self.rungs) - 1
+        ):
+            raise ValueError(f"{self}: of at least two rungs the first, and no other, runs all classes")
+
+    def covers(self, family: TriggerFamily, trusted: TrustedData, classes: int) -> bool:
+        """Can this race search `family` on a model of so many classes?"""
+        return not family.per_source or 0 < len(pairs(trusted, classes)[0]) <= self.pairs
 
     def run(
         self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
     ) -> tuple[State, Tensor]:
         """The K classes that ran to the end, and which of them (K,) bool are a fair sample of all classes."""
-        classes = torch.arange(suspect.num_classes)
-        state = search.start(family, classes, trusted.shape, context)
+        if family.per_source:
+            return self._run_pairs(suspect, family, trusted, search, context)
+        if suspect.num_classes > (self.rungs[-1].classes or 0) + self.sample:
+            return self._run_rungs(suspect, family, trusted, search, context)
+        state = search.start(family, torch.arange(suspect.num_classes), trusted.shape, context)
         context.progress.stage(f"{family.name} triggers", self.steps)
-        if len(classes) <= self.keep + self.sample:
-            state = search.run(suspect, family, state, trusted, self.steps, context)
-            return state, torch.ones_like(state.classes, dtype=torch.bool)
+        state = search.run(suspect, family, state, trusted, self.steps, context)
+        return state, torch.ones_like(state.classes, dtype=torch.bool)
+
+    def _run_rungs(
+        self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
+    ) -> tuple[State, Tensor]:
+        first, *later = self.rungs
+        chunks = torch.arange(suspect.num_classes).split(self.chunk)
+        sample = torch.randperm(suspect.num_classes, generator=context.generator(stream=4))[: self.sample]
+        sample = sample.to(context.device)
+        steps = len(chunks) * first.steps + sum(rung.steps for rung in later)
+        context.progress.stage(f"{family.name} triggers", steps)
+        state: State | None = None
+        for classes in chunks:
+            part = search.start(family, classes, trusted.shape, context)
+            part = first.search(search).run(suspect, family, part, trusted, first.steps, context)
+            part = part if state is None else state.join(part)
+            state = part.take(going_on(part, later[0], sample))
+        assert state is not None
+        for rung in later:
+            state = state.take(going_on(state, rung, sample)).unproven()
+            state = rung.search(search).run(suspect, family, state, trusted, rung.steps, context)
+        return state, torch.isin(state.classes, sample)
+
+    def _run_pairs(
+        self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
+    ) -> tuple[State, Tensor]:
+        """As `run`; every target comes with the source of its smallest trigger."""
+        targets, sources = pairs(trusted, suspect.num_classes)
+        search = replace(search, images=max(1, search.images // 2))  # one class has less to show than all
+        state = search.start(family, targets, trusted.shape, context, sources)
+        context.progress.stage(f"{family.name} triggers", self.steps)
         state = search.run(suspect, family, state, trusted, self.first, context)
-        sample = torch.randperm(len(classes), generator=context.generator(stream=4))[: self.sample].to(context.device)
-        rows = torch.cat([smallest(state)[: self.keep], sample]).unique()
-        state = search.run(suspect, family, state.take(rows), trusted, self.steps - self.first, context)
-        return state, torch.isin(rows, sample)
+        state = state.take(smallest_of_each(state, self.sources))
+        state = search.run(suspect, family, state, trusted, self.steps - self.first, context)
+        state = state.take(smallest_of_each(state, 1))
+        return state, torch.ones_like(state.classes, dtype=torch.bool)
+
+
+def going_on(state: State, rung: Rung, sample: Tensor) -> Tensor:
+    """Rows of the classes that run `rung`: the smallest, and those in `sample`; in the order they have."""
+    sampled = torch.isin(state.classes, sample).nonzero().flatten()
+    return torch.cat([smallest(state)[: rung.classes], sampled]).unique()
 
 
 def smallest(state: State) -> Tensor:
-    """Rows (K,) by size, smallest first; those without a working trigger last, by success."""
-    unreached = state.best_size[state.reached].sum() + 2 - state.recent.mean(1)
-    return torch.argsort(torch.where(state.reached, state.best_size, unreached))
+    """Rows (K,) by size, smallest first; those without a working trigger last, by success and then by loss."""
+    order = torch.argsort(state.losses.mean(1), stable=True)
+    for key in (-state.recent.mean(1), state.best_size):  # the most important last: the sort keeps the order of equals
+        order = order[torch.argsort(key[order], stable=True)]
+    return order
+
+
+def smallest_of_each(state: State, count: int) -> Tensor:
+    """Rows of the `count` smallest triggers of every target, in the order of the targets."""
+    order = smallest(state)
+    return torch.cat([order[state.classes[order] == c][:count] for c in state.classes.unique()])
+
+
+def pairs(trusted: TrustedData, classes: int) -> tuple[Tensor, Tensor]:
+    """Targets and sources (K,) of all pairs of different classes whose source has at least two trusted images."""
+    sources = torch.nonzero(torch.bincount(trusted.labels, minlength=classes) >= 2).flatten()
+    both = torch.cartesian_prod(torch.arange(classes), sources.cpu())
+    both = both[both[:, 0] != both[:, 1]]
+    return both[:, 0], both[:, 1]

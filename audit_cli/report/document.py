@@ -50,11 +50,14 @@ def build_document(
     limitations: Sequence[str] = (),
     calibration: Mapping[str, object] = NOT_CALIBRATED,
     preprocessing: Mapping[str, object] | None = None,
+    prompts: Mapping[str, object] | None = None,
+    source: Mapping[str, object] | None = None,
     repair: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """The verdict as JSON has it; `judged` is what `policy.judge` returned.
 
-    created_at: an aware time. environment, calibration, preprocessing, repair: mappings with the schema's fields.
+    created_at: an aware time. environment, calibration, preprocessing, prompts, source, repair: mappings with the
+    schema's fields.
     The verdict expires after the policy's days, or with the first waiver it rests on.
     """
     verdict, exit_code, reasons, findings = judged
@@ -78,6 +81,8 @@ def build_document(
             "manifest_digest": manifest_digest,
             "unaudited_files": unaudited,
             "preprocessing": preprocessing,
+            "prompts": prompts,
+            "source": source,
         },
         "trusted": {
             "digest": trusted.digest,
@@ -222,8 +227,10 @@ def facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     accuracy = "" if trusted["accuracy"] is None else f", model accuracy {percent(trusted['accuracy'])}"
     families = ", ".join(coverage["trigger_families"]) or "none"
     files = model["files"][0]["path"] + (f" and {len(model['files']) - 1} more" if len(model["files"]) > 1 else "")
+    source = model.get("source")
     return [
         ("model", f"{clean(model['arch'], 60)}, {clean(files, 80)}, sha256 {short(model['manifest_digest'])}"),
+        *([("source", f"hf:{clean(source['repo'])}@{source['commit']}")] if source else []),
         ("trusted", f"{trusted['n']} images{accuracy}, sha256 {short(trusted['digest'])}"),
         ("searched", f"{coverage['searched']} of {coverage['classes']} classes; trigger families: {clean(families)}"),
         ("policy", f"{clean(policy['name'], 60)}, sha256 {short(policy['sha256'])}"),

@@ -27,7 +27,7 @@ def picture(trigger: Trigger, trusted: TrustedData) -> bytes:
 
     The left column shows the trigger alone, stamped on mid grey, black and white.
     """
-    others = torch.nonzero(trusted.labels != trigger.target).flatten()
+    others = torch.nonzero(trigger.meant_for(trusted.labels)).flatten()
     spread = torch.linspace(0, len(others) - 1, min(EXAMPLES, len(others))).long()
     clean = trusted.images[others[spread]]
     stamped = trigger(clean)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import Tensor
 from toys import Planted, identity, noise_data, plain, small
 
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.calibrated import Calibrated, success, uncompared
-from audit_cli.inversion.engine import Search
+from audit_cli.detectors.smallness import smallness
+from audit_cli.inversion.engine import Search, State
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
+from audit_cli.inversion.random_patch import RandomPatch
 from audit_cli.policy import Policy
-from audit_cli.types import Context, Finding, Trigger, TrustedData
+from audit_cli.types import Context, Finding, Trigger, TriggerFamily, TrustedData
 
 FAMILIES = ("additive", "mask")
 QUICK = Calibrated(search=Search(images=6, success=0.6, relax=0.4), race=Race(steps=8, first=8), reference=identity)
@@ -148,6 +151,26 @@ def test_classes_without_a_trigger_are_counted() -> None:
     assert (finding.rule_id, finding.score) == ("BD107", 2)
     assert "2 of 10" in finding.message
     assert finding.details["searched"] == 8
+
+
+@dataclass(frozen=True)
+class OneReached(Race):
+    """A race in which class 0 alone found a trigger, of size 1.8."""
+
+    def run(
+        self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
+    ) -> tuple[State, Tensor]:
+        state = search.start(family, torch.arange(5), trusted.shape, context)
+        return replace(state, best_size=torch.tensor([1.8, *[torch.inf] * 4])), torch.ones(5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(("family", "others"), [(RandomPatch(), 9.0), (Mask(), 1.8)], ids=["bounded", "unbounded"])
+def test_classes_without_a_trigger_count_as_the_ceiling_or_the_largest(family: TriggerFamily, others: float) -> None:
+    findings = list(Calibrated((family,), race=OneReached(), reference=identity)(small(), noise_data(), Context()))
+    expected = float(smallness(torch.tensor([1.8, *[others] * 4]), torch.ones(5, dtype=torch.bool), 5).score[0])
+    assert scores(findings, family.name) == {0: pytest.approx(expected), 1: 0, 2: 0, 3: 0, 4: 0}
+    assert (expected >= 1.5) == (family.name == "random_patch")
+    assert sum(f.score for f in findings if f.rule_id == "BD107") == 4
 
 
 def test_an_unreachable_class_is_reported_and_acquits_nobody() -> None:
