@@ -6,25 +6,29 @@ checkpoint -> Classifier -> sanity gate -> detectors(classifier, trusted) -> [Fi
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audit_cli import models
-from audit_cli.checkpoint import Checkpoint, manifest, open_checkpoint
+from audit_cli.calibration import RULE, Calibration, Domain, find, with_p_values
+from audit_cli.checkpoint import Checkpoint, locate, manifest, open_checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.data import Choice, Preprocessing, RawImages, choose, from_config, prepare, read_images
 from audit_cli.detectors import DETECTORS
+from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.detectors.sanity import sanity
 from audit_cli.detectors.scope import scope
 from audit_cli.errors import AuditError, BudgetExceeded
-from audit_cli.inversion import FAMILIES
+from audit_cli.models import Prompts
 from audit_cli.policy import Policy, judge
-from audit_cli.report.document import build_document
+from audit_cli.report.document import NOT_CALIBRATED, build_document
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.sanitise import clean
 from audit_cli.runtime import Stopwatch, environment
 from audit_cli.types import Context, Detector, Finding, TrustedData, Verdict
+
+STANDARD = {family.name for family in Calibrated().families}  # what a scan searches unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -35,49 +39,66 @@ class Subject:
     trusted: TrustedData
     preprocessing: Preprocessing
     choice: Choice | None  # what `auto` tried; None when the normalisation was given
+    calibration: Calibration | None = None  # of models of this kind, by the detectors in use
 
 
-def load(model: Path, *, arch: str | None = None, weights: str | None = None) -> Classifier:
+def load(
+    model: Path | str,
+    *,
+    arch: str | None = None,
+    weights: str | None = None,
+    prompts: Prompts | None = None,
+    allow_download: bool = False,
+) -> Classifier:
     """The network in the checkpoint at `model`, without a normalisation; as `scan` opens it, and with its errors."""
-    with open_checkpoint(model, weights=weights) as checkpoint:
-        return models.build(checkpoint, arch=arch)
+    found = locate(model, weights, allow_download=allow_download)
+    with open_checkpoint(found.path, weights=found.weights, origin=found.origin) as checkpoint:
+        return models.build(checkpoint, arch=arch, prompts=prompts)
 
 
 def scan(
-    model: Path,
+    model: Path | str,
     trusted: Path,
     *,
     policy: Policy | None = None,
     arch: str | None = None,
     weights: str | None = None,
+    prompts: Prompts | None = None,
     preprocessing: Preprocessing | None = None,
     auto: bool = False,
     split: str = "test",
     detectors: Sequence[Detector] = (),
     context: Context | None = None,
     evidence: Path | None = None,
+    allow_download: bool = False,
 ) -> Verdict:
     """Audits the checkpoint at `model` with the labelled images at `trusted`.
 
+    model: a path, or `hf:org/name@revision`, which without `allow_download` must be in the local Hugging Face cache.
     policy: the default one when None. arch: how to build a model that is not recognised. weights: the file to audit
-    where the folder has several. preprocessing: as stated by the user; else the checkpoint's own, else tried out.
+    where the folder has several. prompts: labels and templates for a CLIP model; without labels, the class names of
+    the trusted images are the labels. preprocessing: as stated by the user; else the checkpoint's own, else tried out.
     auto: try the usual normalisations, whatever the checkpoint says. split: which part of an archive with several.
     detectors: the default one when empty. evidence: folder for pictures of the recovered triggers, none when None.
     Raises AuditError for whatever cannot be audited.
     """
     policy = policy or Policy.load("default")
-    policy.refuse_inside(model)
     context = context or Context()
     watch = Stopwatch(context.progress)
     context = replace(context, progress=watch)
+    found = locate(model, weights or policy.weights, allow_download=allow_download, context=context)
+    policy.refuse_inside(found.path)
     context.progress.stage("checkpoint", 1)
-    with open_checkpoint(model, weights=weights or policy.weights, check=context.budget.check) as checkpoint:
-        classifier = models.build(checkpoint, arch=arch)
+    check = context.budget.check
+    with open_checkpoint(found.path, weights=found.weights, check=check, origin=found.origin) as checkpoint:
+        raw = read_images(trusted, split=split)
+        classifier = models.build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names)
         context.progress.stage("trusted data", 1)
-        subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context, auto)
-        findings = measure(subject, policy, detectors or [DETECTORS["calibrated"]()], context)
-        findings += scope(checkpoint.unaudited, {f.family for f in findings if f.family}, FAMILIES)
-        if manifest(model, weights or policy.weights)[1] != checkpoint.manifest_digest:
+        subject = feed(classifier, raw, checkpoint, preprocessing, context, auto)
+        detectors = detectors or [DETECTORS["calibrated"]()]
+        subject = calibrated(subject, policy, detectors)
+        findings = examine(subject, checkpoint, policy, detectors, context)
+        if manifest(found.path, found.weights)[1] != checkpoint.manifest_digest:
             raise AuditError(f"{clean(str(model))}: changed while it was audited; audit it again when it is complete")
         if evidence is not None:
             findings = save_pictures(findings, subject.trusted, evidence)
@@ -112,6 +133,21 @@ def feed(
         choice, mean, std, source = None, given.mean, given.std, given.source
     fed = replace(geometry, mean=mean, std=std, source=source)
     return Subject(classifier.with_normalisation(mean, std), data, fed, choice)
+
+
+def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector]) -> Subject:
+    """The subject with the calibration of its kind, where there is one for these detectors."""
+    domain = Domain.of(subject.classifier, subject.trusted)
+    return replace(subject, calibration=find(policy.calibrations, domain, detectors))
+
+
+def examine(
+    subject: Subject, checkpoint: Checkpoint, policy: Policy, detectors: Sequence[Detector], context: Context
+) -> list[Finding]:
+    """What the detectors find, how rare it is among clean models of this kind, and what was left out."""
+    findings = with_p_values(measure(subject, policy, detectors, context), subject.calibration)
+    searched = {finding.family for finding in findings if finding.family}
+    return findings + scope(checkpoint.unaudited, searched, STANDARD, subject.calibration is not None)
 
 
 def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> list[Finding]:
@@ -149,7 +185,9 @@ def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], con
     if failures and _verdict(findings, policy) != "FAIL":
         raise failures[0]
     if not any(policy.convicts(finding.rule_id) for finding in findings):
-        findings.append(Finding("BD107", float(subject.classifier.num_classes), "no class was searched", "scope"))
+        findings.append(
+            Finding("BD107", float(subject.classifier.num_classes), "no rule that can convict was measured", "scope")
+        )
     return findings
 
 
@@ -166,6 +204,7 @@ def conclude(
     judged = judge(findings, policy, checkpoint.manifest_digest, now.date())
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
     families = sorted({f.family for f in findings if f.family})
+    prompts = models.prompts_of(subject.classifier)
     document = build_document(
         judged,
         policy=policy,
@@ -180,20 +219,32 @@ def conclude(
         trigger_families=families,
         environment=environment(watch, context.device, context.dtype, context.seed),
         created_at=now,
-        limitations=limitations(families),
+        limitations=limitations(families, subject.calibration),
+        calibration=stated(subject.calibration, policy, families),
         preprocessing={key: getattr(subject.preprocessing, key) for key in ("size", "mean", "std", "source")},
+        prompts=prompts.record() if prompts else None,
+        source=checkpoint.origin.record() if checkpoint.origin else None,
     )
     verdict, exit_code, reasons, items = judged
     return Verdict(verdict, exit_code, reasons, items, document)
 
 
-def limitations(families: Sequence[str]) -> list[str]:
+def stated(calibration: Calibration | None, policy: Policy, families: Sequence[str]) -> Mapping[str, object]:
+    """The verdict's `calibration`: what the policy's thresholds were worth on clean models of this kind."""
+    if calibration is None:
+        return NOT_CALIBRATED
+    rule = policy.rules[RULE]
+    return calibration.statement({family: rule.limit(family) for family in families})
+
+
+def limitations(families: Sequence[str], calibration: Calibration | None) -> list[str]:
     """What a reader must not take this verdict for."""
-    searched = ", ".join(families) or "none"
+    one_source = "" if "source_mask" in families else "needs images of one class, or "
+    borrowed = "The thresholds are the policy's; no false-alarm rate is guaranteed for this kind of model."
     return [
-        f"Searched for triggers of these families: {searched}; one of another kind can be missed.",
-        "A trigger that needs images of one class, or is larger than an ordinary adversarial pattern, can be missed.",
-        "The thresholds are the policy's; no false-alarm rate is guaranteed for this kind of model.",
+        f"Searched for triggers of these families: {', '.join(families) or 'none'}; one of another kind can be missed.",
+        f"A trigger that {one_source}is larger than an ordinary adversarial pattern can be missed.",
+        *([] if calibration else [borrowed]),
         "The trusted images were taken to be clean and correctly labelled.",
     ]
 

@@ -12,18 +12,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from audit_cli import models
-from audit_cli.audit import Subject, conclude, feed, measure
-from audit_cli.checkpoint import Checkpoint, open_checkpoint
+from audit_cli import audit, models
+from audit_cli.audit import conclude, feed
+from audit_cli.checkpoint import Checkpoint, locate, open_checkpoint
 from audit_cli.checkpoint.private import private_directory
 from audit_cli.checkpoint.save import write_atomically
 from audit_cli.classifier import Classifier
 from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
-from audit_cli.detectors.scope import scope
 from audit_cli.errors import UsageError
-from audit_cli.inversion import FAMILIES
 from audit_cli.metrics import asr, cda, cda_drop, predict
+from audit_cli.models import Prompts
 from audit_cli.policy import Policy, judge
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged, with_relearning
 from audit_cli.repairs.holdout import disagreement, divide
@@ -44,19 +43,20 @@ from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.json import render
 from audit_cli.runtime import Stopwatch
-from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
+from audit_cli.types import Context, Detector, Trigger, TrustedData, Verdict
 
 EVIDENCE, EVIDENCE_BEFORE, CURVES = "evidence", "evidence-before", "trade-off.json"
 
 
 def repair(
-    model: Path,
+    model: Path | str,
     trusted: Path,
     out: Path,
     *,
     policy: Policy | None = None,
     arch: str | None = None,
     weights: str | None = None,
+    prompts: Prompts | None = None,
     preprocessing: Preprocessing | None = None,
     auto: bool = False,
     split: str = "test",
@@ -64,6 +64,7 @@ def repair(
     detectors: Sequence[Detector] = (),
     context: Context | None = None,
     keep_failed: bool = False,
+    allow_download: bool = False,
 ) -> Verdict:
     """Repairs the checkpoint at `model` and writes the folder `out`, whole or not at all.
 
@@ -74,22 +75,26 @@ def repair(
     Raises UnsupportedError when the trusted images are too few to repair and judge with, and AuditError as `scan` does.
     """
     policy = policy or Policy.load("default")
-    policy.refuse_inside(model)
-    if model.is_dir() and out.resolve().is_relative_to(model.resolve()):
-        raise UsageError(f"{out}: lies inside the model; give a folder elsewhere")
     check_destination(out)
     context = context or Context()
     watch = Stopwatch(context.progress)
     context = replace(context, progress=watch)
+    source = locate(model, weights or policy.weights, allow_download=allow_download, context=context)
+    policy.refuse_inside(source.path)
+    if source.path.is_dir() and out.resolve().is_relative_to(source.path.resolve()):
+        raise UsageError(f"{out}: lies inside the model; give a folder elsewhere")
     detectors = detectors or [DETECTORS["calibrated"]()]
     context.progress.stage("checkpoint", 1)
-    with open_checkpoint(model, weights=weights or policy.weights, check=context.budget.check) as checkpoint:
-        classifier = models.build(checkpoint, arch=arch)
+    check = context.budget.check
+    with open_checkpoint(source.path, weights=source.weights, check=check, origin=source.origin) as checkpoint:
+        raw = read_images(trusted, split=split)
+        classifier = models.build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names)
         context.progress.stage("trusted data", 1)
-        subject = feed(classifier, read_images(trusted, split=split), checkpoint, preprocessing, context, auto)
+        fed = feed(classifier, raw, checkpoint, preprocessing, context, auto)
+        subject = audit.calibrated(fed, policy, detectors)
         fit, holdout = divide(subject.trusted, policy.max_drop, policy.min_per_class, context.generator(stream=9))
         with staged(out) as folder:
-            found = look(subject, checkpoint, policy, detectors, context)
+            found = audit.examine(subject, checkpoint, policy, detectors, context)
             found = save_pictures(found, subject.trusted, folder / EVIDENCE_BEFORE)
             case = Case(checkpoint, subject, fit, holdout, found, policy, detectors, arch, context)
             verdict = _act(case, ladder, folder, keep_failed, watch)
@@ -129,14 +134,6 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
     return verdict
 
 
-def look(
-    subject: Subject, checkpoint: Checkpoint, policy: Policy, detectors: Sequence[Detector], context: Context
-) -> list[Finding]:
-    """What a scan of the subject finds, and what it leaves out."""
-    findings = measure(subject, policy, detectors, context)
-    return findings + scope(checkpoint.unaudited, {f.family for f in findings if f.family}, FAMILIES)
-
-
 def _manifest(checkpoint: Checkpoint) -> dict[str, object]:
     return {"manifest_digest": checkpoint.manifest_digest, "files": [asdict(file) for file in checkpoint.files]}
 
@@ -163,7 +160,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     """Audits what would be delivered: the tuned weights as written and read back, on images no repair has seen."""
     repaired, holdout, policy = read_back(case, tuned), case.holdout, case.policy
     subject = replace(case.subject, classifier=repaired, trusted=holdout, choice=None)
-    findings = look(subject, case.checkpoint, policy, case.detectors, context)
+    findings = audit.examine(subject, case.checkpoint, policy, case.detectors, context)
     pivot = case.subject.classifier
     before = predict(pivot, holdout.images, context)
     after = predict(repaired, holdout.images, context)
@@ -196,7 +193,8 @@ def read_back(case: Case, tuned: Classifier) -> Classifier:
         write_model(case.checkpoint, tuned, folder)
         copy_configs(case.checkpoint, folder)
         with open_checkpoint(_opens(case.checkpoint, folder)) as written:
-            fresh = models.build(written, arch=case.arch).on(case.context.device)
+            prompts = models.prompts_of(case.subject.classifier)
+            fresh = models.build(written, arch=case.arch, prompts=prompts).on(case.context.device)
     mean, std = case.subject.preprocessing.mean, case.subject.preprocessing.std
     assert mean is not None and std is not None  # noqa: PT018, S101 - feed has settled them
     return fresh.with_normalisation(mean, std)

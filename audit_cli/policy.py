@@ -78,6 +78,8 @@ class Policy:
     timeout: float | None = None  # seconds
     max_memory: int | None = None  # bytes
     weights: str | None = None  # the file to audit where a folder has several formats
+    settings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # repair -> its hyper-parameters
+    calibrations: tuple[Path, ...] = ()  # files of the user's own, looked at before the bundled ones
     waivers: tuple[Waiver, ...] = ()
     path: Path | None = None
     discovered: bool = False
@@ -270,10 +272,17 @@ def _build(table: dict[str, Any], where: str, path: Path | None, *, discovered: 
         timeout=cast(float | None, budget.get("timeout")),
         max_memory=cast(int | None, budget.get("max_memory")),
         weights=table.get("model", {}).get("weights"),
+        settings=table["repair"].get("settings", {}),
+        calibrations=tuple(_beside(path, name) for name in table.get("calibration", {}).get("files", ())),
         waivers=tuple(_waiver(entry, where) for entry in table.get("waivers", ())),
         path=path,
         discovered=discovered,
     )
+
+
+def _beside(policy: Path | None, name: str) -> Path:
+    """A path in a policy is relative to the policy's own folder."""
+    return (policy.parent if policy else Path()) / name
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:

@@ -70,13 +70,21 @@ def _page(path: Path) -> RulePage:
     return RulePage(path.stem, heading.partition(":")[2].strip(), " ".join(summary.split()), text)
 
 
-def schema(name: Literal["verdict", "policy"]) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a verdict or a policy."""
+def bundled_calibrations() -> list[Path]:
+    """The calibration files that come with the package, by name."""
+    return sorted((bundled("rules") / "calibrations").glob("*.json"))
+
+
+Schema = Literal["verdict", "policy", "calibration"]
+
+
+def schema(name: Schema) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a verdict, a policy or a calibration."""
     text = (bundled("rules") / f"{name}.schema.json").read_text(encoding="utf-8")
     return cast(dict[str, Any], json.loads(text))
 
 
-def violations(document: object, name: Literal["verdict", "policy"]) -> list[str]:
+def violations(document: object, name: Schema) -> list[str]:
     """Where `document` breaks the schema, as `path: what`; empty when valid. Quotes it: sanitise before printing."""
     from jsonschema import Draft202012Validator
 

@@ -31,6 +31,8 @@ COMMANDS = {
     "inspect": "audit_cli.cli.checkpoint:inspect",
     "convert": "audit_cli.cli.checkpoint:convert",
     "verify": "audit_cli.cli.verdict:verify",
+    "calibrate": "audit_cli.cli.calibrate:calibrate",
+    "tune": "audit_cli.cli.tune:tune",
     "poison": "audit_cli.cli.poison:poison",
     "bench zoo": "audit_cli.cli.bench:zoo",
     "bench detectability": "audit_cli.cli.bench:detectability",

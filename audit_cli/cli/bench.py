@@ -31,6 +31,7 @@ DataOption = Annotated[Path, typer.Option(help="Images with a train and a test s
 Results = Annotated[Path, typer.Option("--results", help="Folder for the cells: RESULTS/NAME/GAME/*.json.")]
 Cache = Annotated[Path, typer.Option(help="Folder for trained victims, shared by all benches.")]
 PartOption = Annotated[str, typer.Option(help="NUMBER/OF: play only this part of the cells.")]
+Only = Annotated[list[str] | None, typer.Option("--attack", help="Play only these attacks, `clean` among them.")]
 TimeBudget = Annotated[str | None, typer.Option(help="Stop after so long, such as 25m; the next run goes on.")]
 
 
@@ -40,6 +41,7 @@ def zoo(
     results: Results = Path("bench-results"),
     cache: Cache = Path("bench-cache"),
     part: PartOption = "1/1",
+    attack: Only = None,
     time_budget: TimeBudget = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -52,7 +54,9 @@ def zoo(
     def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
         return [Cell(r.name, lambda r=r: zoo.victim(r).facts()) for r in recipes]  # type: ignore[misc]
 
-    return _play("zoo", cells, config, data, results, cache, part, time_budget, device, dtype, max_memory, quiet)
+    return _play(
+        "zoo", cells, config, data, results, cache, part, attack, time_budget, device, dtype, max_memory, quiet
+    )
 
 
 def detectability(
@@ -61,6 +65,7 @@ def detectability(
     results: Results = Path("bench-results"),
     cache: Cache = Path("bench-cache"),
     part: PartOption = "1/1",
+    attack: Only = None,
     time_budget: TimeBudget = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -76,7 +81,19 @@ def detectability(
         return game(zoo, recipes, bench.detectors)
 
     return _play(
-        "detectability", cells, config, data, results, cache, part, time_budget, device, dtype, max_memory, quiet
+        "detectability",
+        cells,
+        config,
+        data,
+        results,
+        cache,
+        part,
+        attack,
+        time_budget,
+        device,
+        dtype,
+        max_memory,
+        quiet,
     )
 
 
@@ -86,6 +103,7 @@ def robustness(
     results: Results = Path("bench-results"),
     cache: Cache = Path("bench-cache"),
     part: PartOption = "1/1",
+    attack: Only = None,
     time_budget: TimeBudget = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -101,7 +119,9 @@ def robustness(
         chosen = [r for r in recipes if r.seed - bench.seed < bench.repaired]
         return game(zoo, chosen, bench.repairs)
 
-    return _play("robustness", cells, config, data, results, cache, part, time_budget, device, dtype, max_memory, quiet)
+    return _play(
+        "robustness", cells, config, data, results, cache, part, attack, time_budget, device, dtype, max_memory, quiet
+    )
 
 
 def table(
@@ -154,6 +174,7 @@ def _play(
     results: Path,
     cache: Path,
     part: str,
+    only: list[str] | None,
     time_budget: str | None,
     device: str,
     dtype: str,
@@ -172,7 +193,9 @@ def _play(
     seconds = None if time_budget is None else _seconds(time_budget)
     with _context(device, dtype, bench.seed, seconds, max_memory, quiet) as context:
         material = Zoo(cache, read_data(data, bench), context)
-        wanted = recipes(bench, material.data)
+        wanted = [r for r in recipes(bench, material.data) if not only or r.attack in only]
+        if not wanted:
+            raise UsageError(f"--attack {clean(' '.join(only or []), 60)}: the bench has no such population")
         rehearse(wanted, material)
         about: dict[str, object] = {"tier": bench.tier, "bench": bench.name}
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audit_cli.cli.scan import AllowDownload, Model
+
 if TYPE_CHECKING:
     from audit_cli.checkpoint import Checkpoint
 
@@ -23,14 +25,16 @@ class Format(StrEnum):
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file or a model folder.")],
+    model: Model,
     weights: Annotated[str | None, typer.Option(help="Which weights file, when the folder holds several.")] = None,
+    allow_download: AllowDownload = False,
     form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TEXT,
 ) -> int:
     """What is in a checkpoint: architecture, tensors, digests, unaudited files. Loads no weights, executes nothing."""
-    from audit_cli.checkpoint import open_checkpoint
+    from audit_cli.checkpoint import locate, open_checkpoint
 
-    with open_checkpoint(model, weights=weights) as checkpoint:
+    found = locate(model, weights, allow_download=allow_download)
+    with open_checkpoint(found.path, weights=found.weights, origin=found.origin) as checkpoint:
         document = _describe(checkpoint)
     sys.stdout.write(_text(document) if form is Format.TEXT else json.dumps(document, indent=2) + "\n")
     return 0
@@ -62,17 +66,19 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     from audit_cli.models import identify
     from audit_cli.report.sanitise import clean
 
-    arch, remark = None, None
+    arch, remark, text = None, None, None
     try:
-        arch = identify(checkpoint).arch
+        blueprint = identify(checkpoint)
+        arch, text = blueprint.arch, blueprint.text_side(checkpoint)
     except UnsupportedError as error:
         remark = str(error)
     infos = checkpoint.tensors.values()
     metadata = list(checkpoint.metadata.items())[:_METADATA_SHOWN]
     return {
-        "model": clean(str(checkpoint.source)),
+        "model": checkpoint.origin.name if checkpoint.origin else clean(str(checkpoint.source)),
         "arch": arch,
         "remark": remark,
+        "text": text,
         "tensors": len(infos),
         "elements": sum(info.elements for info in infos),
         "bytes": checkpoint.total_bytes,
@@ -89,6 +95,7 @@ def _text(document: dict[str, Any]) -> str:
     lines = [
         f"model      {document['model']}",
         f"arch       {document['arch'] or 'unknown: ' + document['remark']}",
+        *([f"text       {document['text']}"] if document["text"] else []),
         f"tensors    {document['tensors']} ({dtypes}), {document['elements']:,} elements, {document['bytes']:,} bytes",
         *(f"file       {file['sha256']}  {file['path']} ({file['bytes']:,} bytes)" for file in document["files"]),
         f"manifest   {document['manifest_digest']}",

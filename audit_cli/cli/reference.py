@@ -68,7 +68,7 @@ def explain(rule: Annotated[str, typer.Argument(help="A rule id such as BD001.")
     return 0
 
 
-def schema(name: Annotated[Literal["verdict", "policy"], typer.Argument(help="Which one.")]) -> int:
+def schema(name: Annotated[Literal["verdict", "policy", "calibration"], typer.Argument(help="Which one.")]) -> int:
     """Print the JSON Schema of a verdict or a policy."""
     emit(json.dumps(read_schema(name), indent=2))
     return 0

@@ -10,13 +10,17 @@ import typer
 
 from audit_cli.cli.console import colour, columns, say
 from audit_cli.cli.scan import (
+    AllowDownload,
     Arch,
     Device,
     Dtype,
+    Labels,
     MaxMemory,
     Mean,
+    Model,
     PolicyOption,
     Preprocess,
+    Prompt,
     Quiet,
     Seed,
     Size,
@@ -27,6 +31,7 @@ from audit_cli.cli.scan import (
     Weights,
     load_policy,
     stated_preprocessing,
+    stated_prompts,
     working,
 )
 from audit_cli.errors import UsageError
@@ -35,13 +40,16 @@ Method = Annotated[str, typer.Option(help="ladder: escalate until a rescan passe
 
 
 def repair(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file or a Hugging Face model folder.")],
+    model: Model,
     trusted: Trusted,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for weights, verdict and evidence.")],
     policy: PolicyOption = None,
     method: Method = "ladder",
     arch: Arch = None,
     weights: Weights = None,
+    allow_download: AllowDownload = False,
+    labels: Labels = None,
+    prompt: Prompt = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -64,7 +72,7 @@ def repair(
     """
     rules = load_policy(policy)
     from audit_cli.mend import repair as mend
-    from audit_cli.repairs import REPAIRS
+    from audit_cli.repairs import REPAIRS, construct
     from audit_cli.repairs.ladder import LADDER, Rung
     from audit_cli.report import text
 
@@ -78,12 +86,14 @@ def repair(
             policy=rules,
             arch=arch,
             weights=weights,
+            prompts=stated_prompts(labels, prompt),
             preprocessing=stated_preprocessing(size, mean, std, preprocess),
             auto=preprocess == "auto",
             split=split,
-            ladder=LADDER if method == "ladder" else [Rung(method, REPAIRS[method]())],
+            ladder=LADDER if method == "ladder" else [Rung(method, construct(method, rules.settings))],
             context=context,
             keep_failed=keep_failed,
+            allow_download=allow_download,
         )
     if not quiet:
         sys.stderr.write(text.render(verdict, width=columns(sys.stderr), colour=colour(sys.stderr)))

@@ -15,18 +15,29 @@ from audit_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from audit_cli.data import Preprocessing
+    from audit_cli.models import Prompts
     from audit_cli.policy import Policy
     from audit_cli.types import Context, Verdict
 
 FAILED = 1
 
 # Options that scan shares with every command that runs a model.
+Model = Annotated[
+    Path, typer.Argument(help="A .safetensors file, a Hugging Face model folder, or hf:org/name@revision.")
+]
 Trusted = Annotated[
     Path, typer.Option("--trusted", "-t", help="Clean labelled images: ImageFolder, .npz, CIFAR batches.")
 ]
 PolicyOption = Annotated[str | None, typer.Option("--policy", help="default, strict, or a TOML file.")]
 Arch = Annotated[str | None, typer.Option(help="torchvision:NAME, package.module:factory or file.py:factory.")]
 Weights = Annotated[str | None, typer.Option(help="The file to audit, where a folder has several formats.")]
+AllowDownload = Annotated[bool, typer.Option("--allow-download", help="Let hf:org/name be fetched from the hub.")]
+Labels = Annotated[
+    Path | None, typer.Option(help="CLIP: a text file of labels, one a line; else the trusted data's class names.")
+]
+Prompt = Annotated[
+    list[str] | None, typer.Option(help='CLIP: a template such as "a photo of a {}."; several are averaged.')
+]
 Size = Annotated[str | None, typer.Option(help="Input size, as 224 or 224x224; images are resized to it.")]
 Mean = Annotated[str | None, typer.Option(help="Normalisation mean for [0, 1] pixels, as 0.485,0.456,0.406.")]
 Std = Annotated[str | None, typer.Option(help="Normalisation standard deviation, as 0.229,0.224,0.225.")]
@@ -41,7 +52,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summ
 
 
 def scan(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file or a Hugging Face model folder.")],
+    model: Model,
     trusted: Trusted,
     policy: PolicyOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the JSON verdict goes; else stdout.")] = None,
@@ -50,6 +61,9 @@ def scan(
     detector: Annotated[str, typer.Option(help="calibrated, or published: the paper's own.")] = "calibrated",
     arch: Arch = None,
     weights: Weights = None,
+    allow_download: AllowDownload = False,
+    labels: Labels = None,
+    prompt: Prompt = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -71,7 +85,7 @@ def scan(
     """
     reports = _reports(report or [])
     pictures = evidence or (out.with_name(f"{out.stem}-evidence") if out else None)
-    inputs = [model, trusted, *([Path(policy)] if policy else [])]
+    inputs = [model, trusted, *([Path(policy)] if policy else []), *([labels] if labels else [])]
     _clear([*([out] if out else []), *[path for _, path in reports]], pictures, inputs)
     rules = load_policy(policy)
     from audit_cli.audit import scan as audit
@@ -86,12 +100,14 @@ def scan(
             policy=rules,
             arch=arch,
             weights=weights,
+            prompts=stated_prompts(labels, prompt),
             preprocessing=stated_preprocessing(size, mean, std, preprocess),
             auto=preprocess == "auto",
             split=split,
             detectors=[DETECTORS[detector]()],
             context=context,
             evidence=pictures,
+            allow_download=allow_download,
         )
     publish(verdict, out, reports, quiet)
     return 0 if exit_zero and verdict.exit_code == FAILED else verdict.exit_code
@@ -173,6 +189,13 @@ def stated_preprocessing(size: str | None, mean: str | None, std: str | None, pr
     from dataclasses import replace
 
     return replace(geometry, mean=_channels(mean, "--mean"), std=_channels(std, "--std"), source="command line")
+
+
+def stated_prompts(labels: Path | None, prompt: Sequence[str] | None) -> Prompts | None:
+    """What the user said of a CLIP model's classes; None when nothing."""
+    from audit_cli.models import Prompts
+
+    return Prompts.read(labels, prompt or ()) if labels or prompt else None
 
 
 def parse_bytes(text: str) -> int:

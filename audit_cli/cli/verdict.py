@@ -23,7 +23,7 @@ GOOD, BAD, DOUBTFUL = 0, 1, 3
 
 def verify(
     verdict: Annotated[Path, typer.Argument(help="The JSON verdict that `scan` or `repair` wrote.")],
-    model: Annotated[Path, typer.Argument(help="The checkpoint about to be deployed.")],
+    model: Annotated[Path, typer.Argument(help="The checkpoint about to be deployed, as scan takes it.")],
     policy: Annotated[str | None, typer.Option(help="Demand that this policy was in force.")] = None,
     weights: Annotated[str | None, typer.Option(help="The audited file, where a folder has several formats.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -35,14 +35,15 @@ def verify(
     Exit codes: 0 all hold, 1 the files or the policy differ or the verdict is FAIL, 2 not a verdict, 3 the verdict is
     INCONCLUSIVE or has expired.
     """
-    from audit_cli.checkpoint import manifest
+    from audit_cli.checkpoint import locate, manifest
     from audit_cli.policy import Policy
 
     document = read_verdict(verdict)
     demanded = Policy.load(policy) if policy else None
+    located = locate(model, weights or (demanded.weights if demanded else None))
     if demanded:
-        demanded.refuse_inside(model)
-    files, digest, unaudited = manifest(model, weights or (demanded.weights if demanded else None))
+        demanded.refuse_inside(located.path)
+    files, digest, unaudited = manifest(located.path, located.weights)
     found = {clean(file.path, 1000): file.sha256 for file in files}
     checks = [
         (GOOD, "schema: a valid verdict"),

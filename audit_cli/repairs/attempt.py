@@ -109,6 +109,7 @@ def account(case: Case, best: Attempt, about: Verdict, output: Json | None) -> V
     failed = output is None or best.objections
     verdict = "FAIL" if failed else about.verdict
     origin = f"repaired by {best.rung} from the model with manifest {case.checkpoint.manifest_digest}"
+    origin += f", {case.checkpoint.origin.name}" if case.checkpoint.origin else ""
     lead = f"no repair passed, so no weights were written; the best was {best.rung}" if output is None else None
     reasons = [*([lead] if lead else []), *best.objections, *own, *([] if lead else [origin])]
     drop, *interval = best.drop

@@ -86,6 +86,13 @@ def test_parts_from_two_machines_merge_to_the_whole(here: Path, capsys: pytest.C
     assert table(here, capsys, "merged") == table(here, capsys)
 
 
+def test_only_some_attacks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words(here, "zoo", "--attack", "clean")) == 0
+    assert [row["attack"] for row in table(here, capsys)["attacks"]] == ["clean", "clean"]
+    assert run(words(here, "zoo", "--attack", "refool")) == 2
+    assert "no such population" in capsys.readouterr().err
+
+
 def test_a_time_budget_ends_with_3_and_the_next_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words(here, "zoo", "--time-budget", "0.05s")) == 3
     for _ in range(60):

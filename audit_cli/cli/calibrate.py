@@ -1,0 +1,140 @@
+"""`audit-cli calibrate`: measure what scores clean models get, so that a verdict can say how rare a score is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from audit_cli.cli.console import say
+from audit_cli.cli.scan import (
+    Arch,
+    Device,
+    Dtype,
+    MaxMemory,
+    Mean,
+    PolicyOption,
+    Preprocess,
+    Quiet,
+    Seed,
+    Size,
+    Split,
+    Std,
+    Timeout,
+    Trusted,
+    load_policy,
+    stated_preprocessing,
+    working,
+)
+from audit_cli.errors import UnsupportedError, UsageError
+from audit_cli.report.sanitise import clean
+
+if TYPE_CHECKING:
+    from audit_cli.audit import Subject
+    from audit_cli.calibration import Calibration, Clean
+    from audit_cli.checkpoint import Checkpoint
+    from audit_cli.data import RawImages
+    from audit_cli.detectors.calibrated import Calibrated
+    from audit_cli.policy import Policy
+    from audit_cli.types import Context
+
+FEW = 19  # with fewer clean models no p-value comes down to 5 %
+
+
+def calibrate(
+    models: Annotated[list[Path], typer.Argument(help="Checkpoints known to be clean, all of one kind.")],
+    trusted: Trusted,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The calibration file; models already in it are kept.")],
+    name: Annotated[str, typer.Option(help="What the calibration is called.")] = "own models",
+    policy: PolicyOption = None,
+    arch: Arch = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    preprocess: Preprocess = "config",
+    split: Split = "test",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    timeout: Timeout = None,
+    max_memory: MaxMemory = None,
+    quiet: Quiet = False,
+) -> int:
+    """Score clean MODELS as `scan` would and write the calibration that gives later scores their p-value.
+
+    The file is written anew after each model: a stopped run goes on where it was.
+
+    Exit codes: 0 done, 2 usage, 3 a model cannot be scored, 4 error.
+    """
+    rules = load_policy(policy)
+    from audit_cli.audit import feed
+    from audit_cli.calibration import read
+    from audit_cli.checkpoint import open_checkpoint
+    from audit_cli.checkpoint.save import write_atomically
+    from audit_cli.data import read_images
+    from audit_cli.detectors.calibrated import Calibrated
+    from audit_cli.models import build
+
+    detector = Calibrated(reference=None)
+    stated, auto = stated_preprocessing(size, mean, std, preprocess), preprocess == "auto"
+    with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
+        raw = read_images(trusted, split=split)
+        calibration = read(out) if out.exists() else None
+        for model in models:
+            with open_checkpoint(model, check=context.budget.check) as checkpoint:
+                if calibration and any(entry.digest == checkpoint.manifest_digest for entry in calibration.models):
+                    say(f"{clean(str(model))}: is in {clean(str(out))} already", quiet=quiet)
+                    continue
+                subject = feed(build(checkpoint, arch=arch), raw, checkpoint, stated, context, auto)
+                entry = _score(checkpoint, subject, rules, detector, context)
+            calibration = _with(calibration, name, subject, entry, raw, detector, out)
+            write_atomically(out, json.dumps(calibration.document(), indent=1) + "\n")
+            say(f"{clean(str(model))}: score {entry.score:.3f}", quiet=quiet)
+    if calibration is not None and len(calibration.models) < FEW:
+        lowest = 1 / (len(calibration.models) + 1)
+        say(f"{len(calibration.models)} models: no p-value can be under {lowest:.3f}; {FEW} allow 0.05", quiet=quiet)
+    return 0
+
+
+def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: Calibrated, context: Context) -> Clean:
+    """The entry of one clean model. Raises UnsupportedError when it fails the sanity checks."""
+    from audit_cli.audit import measure
+    from audit_cli.calibration import clean_model
+    from audit_cli.policy import judge
+    from audit_cli.repairs.attempt import today
+
+    findings = measure(subject, policy, [detector], context)
+    verdict, _, reasons, _ = judge(findings, policy, checkpoint.manifest_digest, today())
+    if verdict == "INCONCLUSIVE":
+        raise UnsupportedError(f"{clean(str(checkpoint.source))}: cannot be scored: {reasons[0]}")
+    accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
+    return clean_model(checkpoint.manifest_digest, subject.classifier, float(accuracy or 0.0), findings)
+
+
+def _with(
+    calibration: Calibration | None,
+    name: str,
+    subject: Subject,
+    entry: Clean,
+    raw: RawImages,
+    detector: Calibrated,
+    out: Path,
+) -> Calibration:
+    """The calibration with one more model. Raises UsageError when it is of another kind."""
+    from dataclasses import replace
+
+    from audit_cli.calibration import Calibration, Domain, fingerprint
+
+    domain = Domain.of(subject.classifier, subject.trusted)
+    mark = fingerprint(detector) or ""
+    if calibration is None:
+        return Calibration(name, domain, mark, raw.digest, len(raw), (entry,))
+    here = (calibration.domain, calibration.detector, calibration.trusted)
+    if here != (domain, mark, raw.digest):
+        raise UsageError(
+            f"{clean(str(out))}: holds models of another kind, or other trusted images or detector settings "
+            f"({calibration.domain}; this model: {domain}); give another --out"
+        )
+    return replace(calibration, models=(*calibration.models, entry))

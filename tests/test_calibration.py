@@ -1,0 +1,149 @@
+"""Calibrations: p-values, domains, and what is refused as one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toys import Planted
+
+from audit_cli.calibration import (
+    Calibration,
+    Clean,
+    Domain,
+    clean_model,
+    find,
+    fingerprint,
+    kind,
+    read,
+    with_p_values,
+)
+from audit_cli.detectors.calibrated import Calibrated
+from audit_cli.errors import AuditError, PolicyError
+from audit_cli.types import Finding
+
+DOMAIN = Domain("resnet-cifar", 32, 32, 10)
+SCORES = (0.9, 1.0, 1.1, 1.2)
+
+
+def calibration(domain: Domain = DOMAIN, detector: str = "0" * 16) -> Calibration:
+    models = tuple(
+        Clean(f"{k:064x}", "resnet8-cifar", 0.8, {"mask": score, "additive": 0.5}) for k, score in enumerate(SCORES)
+    )
+    return Calibration("test", domain, detector, "f" * 64, 500, models)
+
+
+@pytest.mark.parametrize(("score", "p"), [(0.1, 1.0), (0.95, 0.8), (1.2, 0.4), (1.21, 0.2), (99.0, 0.2)])
+def test_the_p_value_is_the_rank_among_the_clean(score: float, p: float) -> None:
+    assert calibration().p_value(score) == pytest.approx(p)
+
+
+def test_p_values_of_clean_models_are_never_too_small() -> None:
+    """Exchangeability: P(p <= α) <= α, over many draws of the calibration and a further clean model."""
+    g = torch.Generator().manual_seed(0)
+    small, draws, n = 0, 4000, 19
+    for _ in range(draws):
+        values = torch.randn(n + 1, generator=g).exp().tolist()
+        models = tuple(Clean("0" * 64, "a", 0.9, {"mask": value}) for value in values[:n])
+        small += replace(calibration(), models=models).p_value(values[n]) <= 0.05 + 1e-9
+    assert small / draws == pytest.approx(0.05, abs=0.012)
+
+
+def test_false_alarms_count_models_not_families() -> None:
+    assert calibration().false_alarms({"mask": 1.1, "additive": 0.5}) == 4
+    assert calibration().false_alarms({"mask": 1.1, "additive": 9.0}) == 2
+    assert calibration().false_alarms({"mask": 1.1}) == 2
+    told = calibration().statement({"mask": 1.1})
+    assert told["fpr"] == pytest.approx(3 / 5)
+    assert told["clean_models"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        ("resnet20-cifar", "resnet-cifar"),
+        ("resnet8-w24-cifar", "resnet-cifar"),
+        ("resnet18", "resnet"),
+        ("hf-resnet-basic-2-2-2-2", "hf-resnet-basic"),
+        ("hf-vit-12-768", "hf-vit"),
+        ("package.module:factory2", "package.module:factory"),
+    ],
+)
+def test_the_kind_of_an_architecture_leaves_sizes_out(arch: str, name: str) -> None:
+    assert kind(arch) == name
+
+
+def test_the_domain_of_a_model() -> None:
+    toy = Planted()
+    assert Domain.of(toy.classifier(), toy.data()) == Domain("linear", 10, 8, 4)
+
+
+def test_a_file_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(calibration().document()))
+    assert read(path) == calibration()
+    assert read(path).digest == calibration().digest != replace(calibration(), name="other").digest
+
+
+def test_find_wants_the_same_domain_and_detector(tmp_path: Path) -> None:
+    detector = Calibrated()
+    mark = fingerprint(detector)
+    assert mark is not None
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(calibration(replace(DOMAIN, classes=7), mark).document()))
+    own = [path]
+    assert find(own, replace(DOMAIN, classes=7), [detector]) is not None
+    assert find(own, replace(DOMAIN, classes=8), [detector]) is None
+    assert find(own, replace(DOMAIN, classes=7), []) is None
+    assert find(own, replace(DOMAIN, classes=7), [replace(detector, fit_share=0.4)]) is None
+
+
+def test_the_reference_has_no_part_in_the_fingerprint() -> None:
+    assert fingerprint(Calibrated()) == fingerprint(Calibrated(reference=None))
+    assert fingerprint(object()) is None
+
+
+def test_only_bd001_gets_a_p_value() -> None:
+    findings = [Finding("BD001", 1.15, ""), Finding("BD002", 1.15, "")]
+    assert [f.p_value for f in with_p_values(findings, calibration())] == [pytest.approx(0.4), None]
+    assert with_p_values(findings, None) == findings
+
+
+def test_the_entry_of_a_model_keeps_each_family_s_largest() -> None:
+    toy = Planted().classifier()
+    findings = [Finding("BD001", score, "", family=f) for score, f in ((0.5, "mask"), (0.9, "mask"), (0.7, "warp"))]
+    entry = clean_model("0" * 64, toy, 0.9, [*findings, Finding("BD002", 5.0, "", family="mask")])
+    assert entry.scores == {"mask": 0.9, "warp": 0.7}
+    assert entry.score == 0.9
+    with pytest.raises(AuditError, match="no BD001 score"):
+        clean_model("0" * 64, toy, 0.9, [Finding("BD107", 1.0, "")])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": []}, "models"),
+        ({"extra": 1}, "extra"),
+        ({"schema_version": 2}, "schema_version"),
+        ({"detector": "x"}, "detector"),
+        ({"domain": {"arch": "a", "height": 32, "width": 32}}, "classes"),
+    ],
+)
+def test_what_is_no_calibration(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(calibration().document() | change))
+    with pytest.raises(PolicyError, match=said):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff"])
+def test_hostile_files(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "c.json"
+    path.write_bytes(content)
+    with pytest.raises(PolicyError, match=r"c\.json"):
+        read(path)
+    with pytest.raises(PolicyError, match="cannot be read"):
+        read(tmp_path / "none.json")
