@@ -32,6 +32,7 @@ Results = Annotated[Path, typer.Option("--results", help="Folder for the cells: 
 Cache = Annotated[Path, typer.Option(help="Folder for trained victims, shared by all benches.")]
 PartOption = Annotated[str, typer.Option(help="NUMBER/OF: play only this part of the cells.")]
 Only = Annotated[list[str] | None, typer.Option("--attack", help="Play only these attacks, `clean` among them.")]
+Method = Annotated[list[str] | None, typer.Option(help="Play only these of the bench's detectors or repairs.")]
 TimeBudget = Annotated[str | None, typer.Option(help="Stop after so long, such as 25m; the next run goes on.")]
 
 
@@ -66,6 +67,7 @@ def detectability(
     cache: Cache = Path("bench-cache"),
     part: PartOption = "1/1",
     attack: Only = None,
+    method: Method = None,
     time_budget: TimeBudget = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -76,9 +78,7 @@ def detectability(
     from audit_cli.games.detectability import detectability as game
 
     def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
-        if not bench.detectors:
-            raise UsageError(f"{clean(str(config))}: names no detectors; add them under [detectability]")
-        return game(zoo, recipes, bench.detectors)
+        return game(zoo, recipes, _chosen(bench.detectors, method, f"{clean(str(config))}: [detectability]"))
 
     return _play(
         "detectability",
@@ -104,6 +104,7 @@ def robustness(
     cache: Cache = Path("bench-cache"),
     part: PartOption = "1/1",
     attack: Only = None,
+    method: Method = None,
     time_budget: TimeBudget = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -114,10 +115,10 @@ def robustness(
     from audit_cli.games.robustness import robustness as game
 
     def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
-        if not bench.repairs or bench.repaired < 1:
-            raise UsageError(f"{clean(str(config))}: names no repairs or victims; add them under [robustness]")
-        chosen = [r for r in recipes if r.seed - bench.seed < bench.repaired]
-        return game(zoo, chosen, bench.repairs)
+        methods = _chosen(bench.repairs, method, f"{clean(str(config))}: [robustness]")
+        if bench.repaired < 1:
+            raise UsageError(f"{clean(str(config))}: [robustness] names no number of victims")
+        return game(zoo, [r for r in recipes if r.seed - bench.seed < bench.repaired], methods)
 
     return _play(
         "robustness", cells, config, data, results, cache, part, attack, time_budget, device, dtype, max_memory, quiet
@@ -128,6 +129,7 @@ def table(
     folder: Annotated[Path, typer.Argument(help="RESULTS/NAME of a bench.")],
     rule: Annotated[str, typer.Option(help="Statistic of the detectability table; `all` for every one.")] = "BD001",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the table goes; else stdout.")] = None,
+    by_network: Annotated[bool, typer.Option("--by-network", help="Attacks for each network apart.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The rows as JSON instead of Markdown.")] = False,
     trade_off: Annotated[Path | None, typer.Option(help="PNG or SVG: cda against asr along the repairs.")] = None,
     by_count: Annotated[Path | None, typer.Option(help="PNG or SVG: asr and AUC against the poison count.")] = None,
@@ -142,7 +144,7 @@ def table(
         raise UsageError(f"{clean(str(folder))}: holds no bench cells; play `audit-cli bench zoo` first")
     rows: dict[str, list[summary.Row]] = {}
     victims = cells["zoo"] or list({c["victim"]: c for game in TABLES for c in cells[game]}.values())
-    rows["attacks"] = summary.attacks_table(victims)
+    rows["attacks"] = summary.attacks_table(victims, by_network)
     for (detector,), group in summary.grouped(cells["detectability"], "detector").items():
         for statistic in summary.statistics(group):
             if rule in ("all", statistic.name):
@@ -164,6 +166,15 @@ def table(
     else:
         emit(text.strip())
     return 0
+
+
+def _chosen(methods: Sequence[str], only: Sequence[str] | None, where: str) -> list[str]:
+    """The bench's methods, or those of them the user wants. Raises UsageError when that leaves none."""
+    chosen = [method for method in methods if not only or method in only]
+    if not chosen:
+        wanted = f"none of {clean(', '.join(only), 60)}" if only else "no method"
+        raise UsageError(f"{where} names {wanted}; it has {', '.join(methods) or 'none'}")
+    return chosen
 
 
 def _play(

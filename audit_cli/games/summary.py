@@ -25,18 +25,37 @@ def grouped(cells: Sequence[Mapping[str, Any]], *keys: str) -> dict[tuple[Any, .
     return groups
 
 
-def attacks_table(victims: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """cda and asr of each population: mean and range over its victims."""
+def attacks_table(victims: Sequence[Mapping[str, Any]], by_network: bool = False) -> list[Row]:
+    """cda and asr of each population, mean over its victims, and how many obey their trigger; with `by_network` a row
+    for each network too."""
+    keys = ("attack", "poison_count", "loss", *(["arch"] if by_network else []))
     rows = []
-    for (attack, count, loss, arch), group in grouped(victims, "attack", "poison_count", "loss", "arch").items():
-        planted = [v for v in group if v["planted"]]
-        row: Row = {"attack": attack, "m": count, "loss": loss or "", "network": arch, "victims": len(group)}
-        row |= {"cda": mean(v["cda"]["value"] for v in group)}
+    for (attack, count, loss, *arch), group in sorted_groups(victims, *keys):
+        row: Row = {"attack": attack, "m": count or ""}
+        row |= {"loss": loss} if loss else {}
+        row |= {"network": arch[0]} if arch else {}
+        row |= {"victims": len(group), "cda": mean(v["cda"]["value"] for v in group)}
         if attack != CLEAN:
-            row |= {"asr": mean(v["asr"]["value"] for v in group), "lowest": min(v["asr"]["value"] for v in group)}
-            row |= {"clean model": mean(v["floor"]["value"] for v in group), "planted": len(planted)}
+            values = [v["asr"]["value"] for v in group]
+            row |= {"asr": mean(values), "from": min(values), "to": max(values)}
+            row |= {
+                "clean model": mean(v["floor"]["value"] for v in group),
+                "planted": sum(v["planted"] for v in group),
+            }
         rows.append(row)
     return rows
+
+
+def sorted_groups(
+    cells: Sequence[Mapping[str, Any]], *keys: str
+) -> list[tuple[tuple[Any, ...], list[Mapping[str, Any]]]]:
+    """`grouped`, the clean population first, then by the keys' values."""
+
+    def order(item: tuple[tuple[Any, ...], object]) -> tuple[Any, ...]:
+        attack, *rest = item[0]
+        return (attack != CLEAN, attack, *((value is not None, value if value is not None else 0) for value in rest))
+
+    return sorted(grouped(cells, *keys).items(), key=order)
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,7 @@ def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, se
     are left out and counted."""
     clean = scores_of([c for c in cells if c["attack"] == CLEAN], statistic)
     rows = []
-    for (attack, count), group in grouped(cells, "attack", "poison_count").items():
+    for (attack, count), group in sorted_groups(cells, "attack", "poison_count"):
         if attack == CLEAN:
             continue
         planted = [c for c in group if c["planted"]]
@@ -140,11 +159,12 @@ def repair_table(cells: Sequence[Mapping[str, Any]], residual: float = 0.05, dro
     """A row per attack, count and repair. repaired: residual asr at most `residual` (or no more than on a clean model)
     and cda down by at most `drop`."""
     rows = []
-    for (attack, count, repair), group in grouped(cells, "attack", "poison_count", "repair").items():
+    for (attack, count, loss, repair), group in sorted_groups(cells, "attack", "poison_count", "loss", "repair"):
         used = [c for c in group if c["planted"] or attack == CLEAN]
         if not used:
             continue
-        row: Row = {"attack": attack, "m": count, "repair": repair, "victims": len(used)}
+        row: Row = {"attack": attack, "m": count or ""} | ({"loss": loss} if loss else {})
+        row |= {"repair": repair, "victims": len(used)}
         row |= {"cda": mean(c["cda"]["value"] for c in used), "drop": mean(c["cda_drop"]["value"] for c in used)}
         if attack != CLEAN:
             row["asr"] = mean(c["asr"]["value"] for c in used)

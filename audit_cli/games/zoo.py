@@ -142,6 +142,7 @@ class Victim:
             "attack": self.recipe.attack,
             "poison_count": self.recipe.count,
             "target": self.recipe.target,
+            "loss": self.recipe.loss,
             "arch": self.recipe.network.arch,
             "planted": self.planted,
             **{key: asdict(rate) if rate else None for key, rate in rates.items()},

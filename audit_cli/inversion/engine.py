@@ -7,7 +7,8 @@ weight on its size that grows while the trigger works and shrinks while it does 
 
 The model's weights never get a gradient. One tensor holds the triggers of all classes, so a step is a few large
 batches: as many classes at once as PIXELS_PER_PASS allows, and no more images are gathered than one batch needs.
-`Search.run` continues a `State`, so that a race can stop some classes early and go on with the others. A class may have several triggers, one for each source class that its images are drawn from.
+`Search.run` continues a `State`, so that a race can stop some classes early and go on with the others. A class may
+have several triggers, one for each source class that its images are drawn from.
 
 Differs from the paper: all classes in one batch, fresh images at every step, and the trigger kept is the smallest one
 whose success over the last few batches reached `success`, so that sizes are compared at matched success.

@@ -94,13 +94,14 @@ class Race:
         sample = sample.to(context.device)
         steps = len(chunks) * first.steps + sum(rung.steps for rung in later)
         context.progress.stage(f"{family.name} triggers", steps)
-        state: State | None = None
-        for classes in chunks:
-            part = search.start(family, classes, trusted.shape, context)
-            part = first.search(search).run(suspect, family, part, trusted, first.steps, context)
-            part = part if state is None else state.join(part)
-            state = part.take(going_on(part, later[0], sample))
-        assert state is not None
+
+        def begin(classes: Tensor) -> State:
+            state = search.start(family, classes, trusted.shape, context)
+            return first.search(search).run(suspect, family, state, trusted, first.steps, context)
+
+        state = begin(chunks[0])
+        for classes in chunks[1:]:
+            state = state.take(going_on(state, later[0], sample)).join(begin(classes))
         for rung in later:
             state = state.take(going_on(state, rung, sample)).unproven()
             state = rung.search(search).run(suspect, family, state, trusted, rung.steps, context)

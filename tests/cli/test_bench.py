@@ -88,7 +88,7 @@ def test_parts_from_two_machines_merge_to_the_whole(here: Path, capsys: pytest.C
 
 def test_only_some_attacks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words(here, "zoo", "--attack", "clean")) == 0
-    assert [row["attack"] for row in table(here, capsys)["attacks"]] == ["clean", "clean"]
+    assert [(row["attack"], row["victims"]) for row in table(here, capsys)["attacks"]] == [("clean", 2)]
     assert run(words(here, "zoo", "--attack", "refool")) == 2
     assert "no such population" in capsys.readouterr().err
 
@@ -142,9 +142,12 @@ def test_an_impossible_count_trains_nothing(here: Path, capsys: pytest.CaptureFi
 
 def test_a_game_without_players(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "tiny.toml").write_text(BENCH.partition("[detectability]")[0])
-    for game, said in (("detectability", "names no detectors"), ("robustness", "names no repairs")):
+    for game in ("detectability", "robustness"):
         assert run(words(here, game)) == 2
-        assert said in capsys.readouterr().err
+        assert f"[{game}] names no method" in capsys.readouterr().err
+    (here / "tiny.toml").write_text(BENCH)
+    assert run(words(here, "robustness", "--method", "nad")) == 2
+    assert "names none of nad; it has clean_retraining" in capsys.readouterr().err
 
 
 def test_tables_of_nothing_and_of_rubbish(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

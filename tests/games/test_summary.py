@@ -130,7 +130,30 @@ def test_victims_whose_attack_did_not_take_are_counted_apart() -> None:
         }  # fmt: skip
 
     (row,) = attacks_table([victim(0.9, True), victim(0.1, False)])
-    assert (row["victims"], row["planted"], row["asr"], row["lowest"]) == (2, 1, pytest.approx(0.5), 0.1)
+    assert (row["victims"], row["planted"], row["asr"]) == (2, 1, pytest.approx(0.5))
+    assert (row["from"], row["to"]) == (0.1, 0.9)
+
+
+def test_rows_are_in_order_and_networks_apart_when_asked() -> None:
+    def victim(attack: str, count: int, arch: str, loss: str | None = None) -> dict[str, Any]:
+        facts = {"attack": attack, "poison_count": count, "loss": loss, "arch": arch, "planted": True}
+        return facts | {"cda": rate(0.8), "asr": rate(0.9), "floor": rate(0.01)}
+
+    victims = [
+        victim("blend", 5, "a"),
+        victim("badnets", 50, "a", "contrastive"),
+        victim("badnets", 50, "b"),
+        victim("badnets", 5, "a"),
+        victim("clean", 0, "a"),
+        victim("badnets", 5, "b"),
+    ]
+    rows = [(row["attack"], row["m"], row.get("loss"), row["victims"]) for row in attacks_table(victims)]
+    assert rows == [
+        ("clean", "", None, 1), ("badnets", 5, None, 2), ("badnets", 50, None, 1), ("badnets", 50, "contrastive", 1),
+        ("blend", 5, None, 1),
+    ]  # fmt: skip
+    apart = [row["network"] for row in attacks_table(victims, by_network=True) if row["m"] == 5]
+    assert apart == ["a", "b", "a"]
 
 
 def test_markdown() -> None:
