@@ -6,7 +6,7 @@ checkpoint -> Classifier -> sanity gate -> detectors(classifier, trusted) -> [Fi
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -137,8 +137,8 @@ def feed(
 
 def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector]) -> Subject:
     """The subject with the calibration of its kind, where there is one for these detectors."""
-    domain = Domain.of(subject.classifier, subject.trusted)
-    return replace(subject, calibration=find(policy.calibrations, domain, detectors))
+    found = find(policy.calibrations, Domain.of(subject.classifier, subject.trusted), detectors)
+    return replace(subject, calibration=found if found and found.resolves(policy.rules[RULE].alpha) else None)
 
 
 def examine(
@@ -220,21 +220,13 @@ def conclude(
         environment=environment(watch, context.device, context.dtype, context.seed),
         created_at=now,
         limitations=limitations(families, subject.calibration),
-        calibration=stated(subject.calibration, policy, families),
+        calibration=subject.calibration.statement(policy.rules[RULE].alpha) if subject.calibration else NOT_CALIBRATED,
         preprocessing={key: getattr(subject.preprocessing, key) for key in ("size", "mean", "std", "source")},
         prompts=prompts.record() if prompts else None,
         source=checkpoint.origin.record() if checkpoint.origin else None,
     )
     verdict, exit_code, reasons, items = judged
     return Verdict(verdict, exit_code, reasons, items, document)
-
-
-def stated(calibration: Calibration | None, policy: Policy, families: Sequence[str]) -> Mapping[str, object]:
-    """The verdict's `calibration`: what the policy's thresholds were worth on clean models of this kind."""
-    if calibration is None:
-        return NOT_CALIBRATED
-    rule = policy.rules[RULE]
-    return calibration.statement({family: rule.limit(family) for family in families})
 
 
 def limitations(families: Sequence[str], calibration: Calibration | None) -> list[str]:

@@ -6,15 +6,17 @@ further clean model of the same kind is as likely to come at any rank among them
     p = (1 + number of clean models with a score >= s) / (n + 1)
 
 is at most α with probability at most α when the suspect is clean: no distribution is assumed, and no poisoned model is
-needed. A model's score is its largest over classes and trigger families, so p holds for the whole scan.
+needed. A model's score is its largest over classes and trigger families, each family's in units of a fixed scale, since
+clean models score higher in some families than in others; so p holds for the whole scan.
 
-Differs from the book: none; "of the same kind" is a `Domain`, told from architecture, image size and class count.
+Differs from the book: none; "of the same kind" is a `Domain`, told from architecture, image size and class names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,20 +36,23 @@ SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 
 @dataclass(frozen=True)
 class Domain:
-    """Models of one kind: the architecture without its sizes, the image size in pixels, the number of classes."""
+    """Models of one kind: the architecture without its sizes, the image size in pixels, and the classes by name: what
+    is ordinary for photographs need not be for digits."""
 
     arch: str
     height: int
     width: int
-    classes: int
+    classes: tuple[str, ...]
 
     @classmethod
     def of(cls, classifier: Classifier, trusted: TrustedData) -> Domain:
         _, height, width = trusted.shape
-        return cls(kind(classifier.arch), height, width, classifier.num_classes)
+        names = (clean(name, 60).casefold() for name in trusted.class_names)
+        return cls(kind(classifier.arch), height, width, tuple(sorted(names)))
 
     def __str__(self) -> str:
-        return f"{self.arch}, {self.height} x {self.width}, {self.classes} classes"
+        few = ", ".join(self.classes[:3]) + (" …" if len(self.classes) > 3 else "")
+        return f"{self.arch}, {self.height} x {self.width}, {len(self.classes)} classes: {few}"
 
 
 def kind(arch: str) -> str:
@@ -64,9 +69,9 @@ class Clean:
     accuracy: float
     scores: Mapping[str, float]
 
-    @property
-    def score(self) -> float:
-        return max(self.scores.values())
+    def score(self, scales: Mapping[str, float]) -> float:
+        """The largest of its scores, in units of the families' scales."""
+        return max(value / scales.get(family, 1.0) for family, value in self.scores.items())
 
 
 @dataclass(frozen=True)
@@ -78,18 +83,17 @@ class Calibration:
     detector: str  # `fingerprint` of the detector
     trusted: str  # digest of the trusted images
     images: int
+    scales: Mapping[str, float]  # of each family; the policy's thresholds when the models were scored
     models: tuple[Clean, ...]
 
-    def p_value(self, score: float) -> float:
-        """Chance, at most, that a clean model of this domain scores so high; in (0, 1]."""
-        return (1 + sum(model.score >= score for model in self.models)) / (len(self.models) + 1)
+    def p_value(self, family: str, score: float) -> float:
+        """Chance, at most, that a clean model of this domain has so high a score in any family; in (0, 1]."""
+        scaled = score / self.scales.get(family, 1.0)
+        return (1 + sum(model.score(self.scales) >= scaled for model in self.models)) / (len(self.models) + 1)
 
-    def false_alarms(self, thresholds: Mapping[str, float]) -> int:
-        """How many of the clean models reach the threshold of a trigger family."""
-        return sum(
-            any(score >= thresholds.get(family, float("inf")) for family, score in model.scores.items())
-            for model in self.models
-        )
+    def resolves(self, alpha: float | None) -> bool:
+        """Are there enough clean models for a p-value of `alpha`? Always when no p-value decides anything."""
+        return alpha is None or 1 / (len(self.models) + 1) <= alpha
 
     @property
     def digest(self) -> str:
@@ -99,22 +103,31 @@ class Calibration:
     def document(self) -> dict[str, object]:
         return {"schema_version": 1, **asdict(self), "models": [asdict(model) for model in self.models]}
 
-    def statement(self, thresholds: Mapping[str, float]) -> dict[str, object]:
-        """The verdict's `calibration`."""
-        n, alarms = len(self.models), self.false_alarms(thresholds)
-        rate = (1 + alarms) / (n + 1)
+    def statement(self, alpha: float | None) -> dict[str, object]:
+        """The verdict's `calibration`. alpha: the accepted false-alarm rate, None when no p-value decides."""
+        n = len(self.models)
+        rate = None if alpha is None else math.floor(alpha * (n + 1) + 1e-9) / (n + 1)
+        scored = f"{n} clean models of this kind ({self.domain}) have been scored"
+        bound = (
+            "; the thresholds are the policy's own" if rate is None else f": one more is flagged in {rate:.1%} at most"
+        )
         return {
             "in_domain": True,
-            "statement": (
-                f"{alarms} of {n} clean models of this kind ({self.domain}) reach the thresholds: "
-                f"a further one does with a chance of at most {rate:.1%}"
-            ),
+            "statement": scored + bound,
             "name": self.name,
             "digest": self.digest,
             "clean_models": n,
-            "threshold": dict(thresholds),
+            "threshold": self.thresholds(alpha),
             "fpr": rate,
         }
+
+    def thresholds(self, alpha: float | None) -> dict[str, float]:
+        """Per family, the score that must be passed for a p-value of `alpha`; {} without one."""
+        if alpha is None:
+            return {}
+        allowed = math.floor(alpha * (len(self.models) + 1) + 1e-9) - 1
+        reached = sorted((model.score(self.scales) for model in self.models), reverse=True)[allowed]
+        return {family: round(reached * scale, 4) for family, scale in self.scales.items()}
 
 
 def fingerprint(detector: object) -> str | None:
@@ -139,7 +152,7 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
     """The findings, those of BD001 with their p-value."""
     if calibration is None:
         return list(findings)
-    return [replace(f, p_value=calibration.p_value(f.score)) if f.rule_id == RULE else f for f in findings]
+    return [replace(f, p_value=calibration.p_value(f.family, f.score)) if f.rule_id == RULE else f for f in findings]
 
 
 def find(own: Sequence[Path], domain: Domain, detectors: Iterable[object]) -> Calibration | None:
@@ -169,4 +182,5 @@ def read(path: Path) -> Calibration:
         raise PolicyError(f"calibration {where}: {wrong[0]}")
     models = tuple(Clean(**model) for model in document.pop("models"))
     del document["schema_version"]
-    return Calibration(**document | {"domain": Domain(**document["domain"]), "models": models})
+    domain = Domain(**document["domain"] | {"classes": tuple(document["domain"]["classes"])})
+    return Calibration(**document | {"domain": domain, "models": models})

@@ -30,11 +30,13 @@ EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 @dataclass(frozen=True)
 class Rule:
-    """What one rule's score means: it fires at `threshold`, or at its trigger family's own where there is one."""
+    """What one rule's score means: it fires at `threshold`, or at its trigger family's own where there is one; where
+    clean models of the suspect's kind have been scored, when its p-value is at most `alpha`."""
 
     severity: str  # "fail" | "inconclusive" | "note"
     threshold: float
     families: Mapping[str, float] = field(default_factory=dict)
+    alpha: float | None = None  # accepted false-alarm rate: decides instead where a finding has a p-value
 
     def limit(self, family: str = "") -> float:
         return self.families.get(family, self.threshold)
@@ -168,6 +170,8 @@ def _judge_one(finding: Finding, policy: Policy, manifest_digest: str, today: da
     rule = policy.rules.get(finding.rule_id)
     severity, threshold = (rule.severity, rule.limit(finding.family)) if rule else ("inconclusive", 0.0)
     fired = finding.score >= threshold
+    if rule and rule.alpha is not None and finding.p_value is not None:
+        fired = finding.p_value <= rule.alpha
     if rule is None or not math.isfinite(finding.score):
         severity, fired = "inconclusive", True
     waived_by = next(
@@ -193,13 +197,20 @@ def _reason(item: JudgedFinding, policy: Policy) -> str:
     elif not math.isfinite(finding.score):
         why = "its score is not a finite number"
     else:
-        why = f"score {finding.score:.3g}, threshold {item.threshold:.3g}"
+        why = f"score {finding.score:.3g}, " + _limit(finding, policy.rules[finding.rule_id], item.threshold)
     message = clean(finding.message, 400)
     if finding.target_class is not None and not message.startswith("class "):
         name = clean(finding.target_name or "", 40)
         named = f" ‘{name}’" if name and name != str(finding.target_class) else ""
         message = f"class {finding.target_class}{named}: {message}"
     return f"{message} ({clean(finding.rule_id, 20)}: {why})"
+
+
+def _limit(finding: Finding, rule: Rule, threshold: float) -> str:
+    """What the score was compared with."""
+    if rule.alpha is None or finding.p_value is None:
+        return f"threshold {threshold:.3g}"
+    return f"p-value {finding.p_value:.2g} among clean models, {rule.alpha:.2g} accepted"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -286,11 +297,11 @@ def _beside(policy: Path | None, name: str) -> Path:
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:
-    threshold = entry["threshold"]
+    threshold, alpha = entry["threshold"], entry.get("alpha") or None  # 0: never by p-value
     if not isinstance(threshold, Mapping):
-        return Rule(entry["severity"], float(threshold))
+        return Rule(entry["severity"], float(threshold), alpha=alpha)
     families = {family: float(limit) for family, limit in threshold.items() if family != "default"}
-    return Rule(entry["severity"], float(threshold["default"]), families)
+    return Rule(entry["severity"], float(threshold["default"]), families, alpha)
 
 
 def _waiver(entry: Mapping[str, Any], where: str) -> Waiver:

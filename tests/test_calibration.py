@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ from audit_cli.calibration import (
 )
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.errors import AuditError, PolicyError
+from audit_cli.policy import Policy, judge
 from audit_cli.types import Finding
 
-DOMAIN = Domain("resnet-cifar", 32, 32, 10)
+DOMAIN = Domain("resnet-cifar", 32, 32, ("bird", "cat"))
 SCORES = (0.9, 1.0, 1.1, 1.2)
 
 
@@ -33,12 +35,13 @@ def calibration(domain: Domain = DOMAIN, detector: str = "0" * 16) -> Calibratio
     models = tuple(
         Clean(f"{k:064x}", "resnet8-cifar", 0.8, {"mask": score, "additive": 0.5}) for k, score in enumerate(SCORES)
     )
-    return Calibration("test", domain, detector, "f" * 64, 500, models)
+    return Calibration("test", domain, detector, "f" * 64, 500, {"mask": 1.0, "additive": 2.0}, models)
 
 
 @pytest.mark.parametrize(("score", "p"), [(0.1, 1.0), (0.95, 0.8), (1.2, 0.4), (1.21, 0.2), (99.0, 0.2)])
 def test_the_p_value_is_the_rank_among_the_clean(score: float, p: float) -> None:
-    assert calibration().p_value(score) == pytest.approx(p)
+    assert calibration().p_value("mask", score) == pytest.approx(p)
+    assert calibration().p_value("additive", 2 * score) == pytest.approx(p)
 
 
 def test_p_values_of_clean_models_are_never_too_small() -> None:
@@ -48,17 +51,38 @@ def test_p_values_of_clean_models_are_never_too_small() -> None:
     for _ in range(draws):
         values = torch.randn(n + 1, generator=g).exp().tolist()
         models = tuple(Clean("0" * 64, "a", 0.9, {"mask": value}) for value in values[:n])
-        small += replace(calibration(), models=models).p_value(values[n]) <= 0.05 + 1e-9
+        small += replace(calibration(), models=models).p_value("mask", values[n]) <= 0.05 + 1e-9
     assert small / draws == pytest.approx(0.05, abs=0.012)
 
 
-def test_false_alarms_count_models_not_families() -> None:
-    assert calibration().false_alarms({"mask": 1.1, "additive": 0.5}) == 4
-    assert calibration().false_alarms({"mask": 1.1, "additive": 9.0}) == 2
-    assert calibration().false_alarms({"mask": 1.1}) == 2
-    told = calibration().statement({"mask": 1.1})
-    assert told["fpr"] == pytest.approx(3 / 5)
-    assert told["clean_models"] == 4
+def test_the_statement_says_what_alpha_guarantees() -> None:
+    told = calibration().statement(0.4)
+    assert (told["fpr"], told["clean_models"]) == (pytest.approx(2 / 5), 4)
+    assert told["threshold"] == {"mask": 1.1, "additive": 2.2}
+    above, at = calibration().p_value("mask", 1.1001), calibration().p_value("mask", 1.1)
+    assert above <= 0.4 < at
+    assert calibration().statement(None)["fpr"] is None
+
+
+def test_too_few_models_cannot_decide() -> None:
+    assert not calibration().resolves(0.05)
+    assert calibration().resolves(0.2)
+    assert calibration().resolves(None)
+
+
+@pytest.mark.parametrize(("p", "alpha", "fired"), [(0.04, 0.05, True), (0.06, 0.05, False), (None, 0.05, False)])
+def test_a_p_value_decides_in_the_threshold_s_place(p: float | None, alpha: float, fired: bool) -> None:
+    policy = Policy.load("default")
+    rules = {**policy.rules, "BD001": replace(policy.rules["BD001"], alpha=alpha)}
+    finding = Finding("BD001", 1.2, "small", family="mask", p_value=p)
+    verdict, _, reasons, _ = judge([finding], replace(policy, rules=rules), "", date(2026, 1, 1))
+    assert (verdict == "FAIL") == fired
+    assert ("p-value 0.04" in reasons[0]) == fired
+
+
+def test_a_low_threshold_does_not_overrule_a_common_p_value() -> None:
+    finding = Finding("BD001", 9.0, "small", family="mask", p_value=0.5)
+    assert judge([finding], Policy.load("default"), "", date(2026, 1, 1))[0] == "PASS"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +102,7 @@ def test_the_kind_of_an_architecture_leaves_sizes_out(arch: str, name: str) -> N
 
 def test_the_domain_of_a_model() -> None:
     toy = Planted()
-    assert Domain.of(toy.classifier(), toy.data()) == Domain("linear", 10, 8, 4)
+    assert Domain.of(toy.classifier(), toy.data()) == Domain("linear", 10, 8, ("k0", "k1", "k2", "k3"))
 
 
 def test_a_file_and_back(tmp_path: Path) -> None:
@@ -93,12 +117,12 @@ def test_find_wants_the_same_domain_and_detector(tmp_path: Path) -> None:
     mark = fingerprint(detector)
     assert mark is not None
     path = tmp_path / "c.json"
-    path.write_text(json.dumps(calibration(replace(DOMAIN, classes=7), mark).document()))
+    path.write_text(json.dumps(calibration(replace(DOMAIN, classes=("bird", "dog")), mark).document()))
     own = [path]
-    assert find(own, replace(DOMAIN, classes=7), [detector]) is not None
-    assert find(own, replace(DOMAIN, classes=8), [detector]) is None
-    assert find(own, replace(DOMAIN, classes=7), []) is None
-    assert find(own, replace(DOMAIN, classes=7), [replace(detector, fit_share=0.4)]) is None
+    assert find(own, replace(DOMAIN, classes=("bird", "dog")), [detector]) is not None
+    assert find(own, replace(DOMAIN, classes=("bird", "cat", "dog")), [detector]) is None
+    assert find(own, replace(DOMAIN, classes=("bird", "dog")), []) is None
+    assert find(own, replace(DOMAIN, classes=("bird", "dog")), [replace(detector, fit_share=0.4)]) is None
 
 
 def test_the_reference_has_no_part_in_the_fingerprint() -> None:
@@ -117,7 +141,8 @@ def test_the_entry_of_a_model_keeps_each_family_s_largest() -> None:
     findings = [Finding("BD001", score, "", family=f) for score, f in ((0.5, "mask"), (0.9, "mask"), (0.7, "warp"))]
     entry = clean_model("0" * 64, toy, 0.9, [*findings, Finding("BD002", 5.0, "", family="mask")])
     assert entry.scores == {"mask": 0.9, "warp": 0.7}
-    assert entry.score == 0.9
+    assert entry.score({"mask": 1.0, "warp": 0.5}) == 1.4
+    assert entry.score({}) == 0.9
     with pytest.raises(AuditError, match="no BD001 score"):
         clean_model("0" * 64, toy, 0.9, [Finding("BD107", 1.0, "")])
 

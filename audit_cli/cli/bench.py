@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,7 +212,8 @@ def _play(
         def made(took: float) -> dict[str, object]:
             told = environment(Stopwatch(), context.device, context.dtype, context.seed)
             told = {key: told[key] for key in ("torch", "python", "device", "dtype", "threads", "peak_memory_bytes")}
-            return {"command": ["audit-cli", *sys.argv[1:]], "seconds": round(took, 2), **told}
+            command = ["audit-cli", "bench", game, "--config", config.name, "--data", data.name]  # folders tell nobody
+            return {"command": command, "seconds": round(took, 2), **told}
 
         cells = [dataclasses.replace(c, play=_with(c.play, about)) for c in cells_of(material, wanted, bench)]
         folder = results / bench.name / game

@@ -89,9 +89,9 @@ def calibrate(
                     continue
                 subject = feed(build(checkpoint, arch=arch), raw, checkpoint, stated, context, auto)
                 entry = _score(checkpoint, subject, rules, detector, context)
-            calibration = _with(calibration, name, subject, entry, raw, detector, out)
+            calibration = _with(calibration, name, subject, entry, raw, detector, rules, out)
             write_atomically(out, json.dumps(calibration.document(), indent=1) + "\n")
-            say(f"{clean(str(model))}: score {entry.score:.3f}", quiet=quiet)
+            say(f"{clean(str(model))}: score {max(entry.scores.values()):.3f}", quiet=quiet)
     if calibration is not None and len(calibration.models) < FEW:
         lowest = 1 / (len(calibration.models) + 1)
         say(f"{len(calibration.models)} models: no p-value can be under {lowest:.3f}; {FEW} allow 0.05", quiet=quiet)
@@ -120,17 +120,19 @@ def _with(
     entry: Clean,
     raw: RawImages,
     detector: Calibrated,
+    policy: Policy,
     out: Path,
 ) -> Calibration:
     """The calibration with one more model. Raises UsageError when it is of another kind."""
     from dataclasses import replace
 
-    from audit_cli.calibration import Calibration, Domain, fingerprint
+    from audit_cli.calibration import RULE, Calibration, Domain, fingerprint
 
     domain = Domain.of(subject.classifier, subject.trusted)
     mark = fingerprint(detector) or ""
     if calibration is None:
-        return Calibration(name, domain, mark, raw.digest, len(raw), (entry,))
+        scales = {family.name: policy.rules[RULE].limit(family.name) for family in detector.families}
+        return Calibration(name, domain, mark, raw.digest, len(raw), scales, (entry,))
     here = (calibration.domain, calibration.detector, calibration.trusted)
     if here != (domain, mark, raw.digest):
         raise UsageError(

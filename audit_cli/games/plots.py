@@ -71,10 +71,13 @@ def by_count(cells: Sequence[Mapping[str, Any]], statistic: Statistic, path: Pat
             m, auc, low, high = zip(*seen, strict=True)
             right.plot(m, auc, marker="o", markersize=3, color=line.get_color(), label=attack)
             right.fill_between(m, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    ticks = sorted({cell["poison_count"] for cell in cells if cell["attack"] != CLEAN})
     left.set_ylabel("asr")
     right.set_ylabel(f"ROC AUC of {statistic.name}")
     for axis in (left, right):
         axis.set_xscale("log")
+        axis.set_xticks(ticks, [str(m) for m in ticks])
+        axis.set_xticks([], minor=True)
         axis.set_xlabel("poison count m")
         axis.set_ylim(0, 1.02)
     left.legend(fontsize=7, frameon=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from audit_cli.games.config import CLEAN
 from audit_cli.metrics import auroc, wilson
+from audit_cli.policy import Policy
 
 Row = dict[str, Any]
 BOOTSTRAP = 2_000  # resamplings; the interval's ends then move by about a hundredth of its width
@@ -60,8 +62,8 @@ def sorted_groups(
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number per model from a detectability cell. families: those of `rule` it takes the largest score over;
-    None for all."""
+    """One number per model from a detectability cell: the largest score over classes and trigger families, each in
+    units of the default policy's threshold. families: those of `rule` that count; None for all."""
 
     rule: str
     families: tuple[str, ...] | None = None
@@ -84,8 +86,16 @@ class Statistic:
         for key, classes in cell["scores"].items():
             rule, _, family = key.partition("/")
             if rule == self.rule and (self.families is None or family in self.families):
-                found += [(family, c, values[0]) for c, values in classes.items()]
+                limit = unit(rule, family)
+                found += [(family, c, values[0] / limit) for c, values in classes.items()]
         return found
+
+
+@lru_cache
+def unit(rule: str, family: str) -> float:
+    """The default policy's threshold; 1 for a rule it does not know."""
+    rules = Policy.load("default").rules
+    return rules[rule].limit(family) if rule in rules else 1.0
 
 
 def statistics(cells: Sequence[Mapping[str, Any]]) -> list[Statistic]:

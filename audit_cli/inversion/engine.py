@@ -84,9 +84,16 @@ class State:
             sources=None if self.sources is None or other.sources is None else torch.cat([self.sources, other.sources]),
         )
 
-    def unproven(self) -> State:
-        """The same triggers, but what worked so far is forgotten: success on few images is no proof on more."""
-        return replace(self, recent=torch.zeros_like(self.recent), best_size=torch.full_like(self.best_size, torch.inf))
+    def unproven(self, ease: float) -> State:
+        """The same triggers, but what worked so far is forgotten: success on few images is no proof on more. The weight
+        on the size is divided by `ease`, so that a trigger that was too small for more images can grow."""
+        return replace(
+            self,
+            recent=torch.zeros_like(self.recent),
+            best_size=torch.full_like(self.best_size, torch.inf),
+            weight=self.weight / ease,
+            streak=torch.zeros_like(self.streak),
+        )
 
     def eligible(self, labels: Tensor) -> Tensor:
         """(K, N) bool: the images, by their labels (N,), that each trigger is searched on."""
@@ -132,12 +139,13 @@ class Search:
     relax: float | None = None  # under this the weight shrinks; RELAX less than the matched success when None
     patience: int = 3  # steps in a row before the weight changes; also the batches that success is taken over
     betas: tuple[float, float] = field(default=(0.5, 0.9))  # Adam, Neural Cleanse
+    speed: float = 1.0  # factor on the family's step size
 
     def __post_init__(self) -> None:
         success = 1.0 if self.success is None else self.success
         relax = success if self.relax is None else self.relax
-        if self.images < 1 or self.patience < 1 or not 0 < relax <= success <= 1:
-            raise ValueError(f"{self}: images and patience must be positive, 0 < relax <= success <= 1")
+        if min(self.images, self.patience) < 1 or self.speed <= 0 or not 0 < relax <= success <= 1:
+            raise ValueError(f"{self}: images, patience and speed must be positive, 0 < relax <= success <= 1")
 
     def matched(self, family: TriggerFamily) -> float:
         """The success at which the sizes of `family` are compared."""
@@ -278,7 +286,7 @@ class Search:
             m, v = state.moments[name]
             m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
             update = (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + 1e-8)
-            parameters[name], moments[name] = state.parameters[name] - family.lr * update, (m, v)
+            parameters[name], moments[name] = state.parameters[name] - self.speed * family.lr * update, (m, v)
         up, down = state.streak >= self.patience, state.streak <= -self.patience
         weight = torch.where(
             up, state.weight * family.growth, torch.where(down, state.weight / family.growth**1.5, state.weight)

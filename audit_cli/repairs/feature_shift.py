@@ -16,9 +16,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audit_cli.classifier import Classifier
+from audit_cli.errors import UnsupportedError
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.training import Fit, cross_entropy
 from audit_cli.types import Context, TrustedData
@@ -42,7 +43,15 @@ class FeatureShift:
     def __call__(
         self, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch = unwatched
     ) -> Classifier:
-        """A tuned clone of `pivot`, on the context's device, in eval mode; `pivot` is untouched."""
+        """A tuned clone of `pivot`, on the context's device, in eval mode; `pivot` is untouched.
+
+        Raises UnsupportedError when the head is no parameter of the model, as that of a zero-shot classifier.
+        """
+        if not isinstance(pivot.head.weight, nn.Parameter):
+            raise UnsupportedError(
+                f"{pivot.arch}: its head is made of text and has no parameters, so it cannot start anew; "
+                "choose another repair"
+            )
         repaired = pivot.clone().on(context.device)
         weight = repaired.head.weight
         old = weight.detach().clone()

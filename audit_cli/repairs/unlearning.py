@@ -10,9 +10,9 @@ stay in the lesson.
             minimise  q · KL(f(x; pivot) ‖ f(x ⊕ T; θ)) + (1 − q) · KL(f(x; pivot) ‖ f(x; θ))    T drawn from triggers
     until none of them is small any more
 
-A class is suspicious when its smallest trigger is `suspicious` times smaller than ordinary classes explain, the score
-of BD001. The pivot sees clean images only, and what it says of them is the lesson for both: with few images its answers
-hold the accuracy better than labels do, and better still on mixtures of two images, of which there are many.
+A class is suspicious when the score of its smallest trigger comes near its family's limit, the one that BD001 fires at.
+The pivot sees clean images only, and what it says of them is the lesson for both: with few images its answers hold the
+accuracy better than labels do, and better still on mixtures of two images, of which there are many.
 
 What is left is measured by inversion too, so a true trigger far from every inverted one can survive: see
 fixtures/results/repair, where a blended pattern does.
@@ -53,7 +53,8 @@ class Unlearning:
     race: Race = field(default_factory=Race)
     rounds: int = 5  # ours
     starts: int = 3  # ours: triggers a suspicious class, family and round
-    suspicious: float = 1.3  # ours: score from which a class is taught, somewhat under the default policy's limit
+    suspicious: float = 0.85  # ours: share of its family's limit from which a class's score is taught
+    limits: tuple[tuple[str, float], ...] = (("mask", 1.5), ("additive", 1.5), ("warp", 3.0))  # the default policy's
     left: float = 0.5  # ours: goes on while a suspicious class has a trigger of this score
     steps: int = 150  # ours: a round
     lr: float = 0.01  # ours: with frozen batch normalisation it needs the clipping
@@ -106,6 +107,11 @@ class Unlearning:
         scored.sort(key=lambda pair: pair[0], reverse=True)
         suspects = [(score, t) for score, t in scored if score >= self.suspicious] or scored[:1]
         return [t for _, t in suspects], {(t.family, t.target): score * t.size for score, t in suspects}
+
+    def _suspicion(self, scored: tuple[float, Trigger]) -> float:
+        """A score in units of its family's limit."""
+        score, trigger = scored
+        return score / dict(self.limits).get(trigger.family.name, 1.5)
 
     def _invert(
         self, model: Classifier, trusted: TrustedData, suspects: Collection[Suspect], context: Context

@@ -53,6 +53,12 @@ def test_the_model_score_is_the_largest_and_names_its_class() -> None:
     assert [s.name for s in statistics([cell])] == ["X", "X/a", "X/b", "Y"]
 
 
+def test_families_are_compared_in_units_of_their_thresholds() -> None:
+    scores = {"BD001/mask": {"0": [1.2, 1.0]}, "BD001/warp": {"1": [1.4, 1.0]}}
+    assert Statistic("BD001").named({"scores": scores}) == 0, "1.2 of 1.5 is more than 1.4 of 3"
+    assert Statistic("BD001").of({"scores": scores}) == pytest.approx(0.8)
+
+
 def test_the_detection_table() -> None:
     (row,) = detection_table([*CELLS, scored("badnets", 0.0, planted=False)], Statistic("X"))
     pairs = list(itertools.product((0.75, 1.5, 2.0), (0.6, 0.7, 0.8, 0.9)))

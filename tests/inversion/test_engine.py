@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from toys import noise_data, small
 
 from audit_cli.classifier import Classifier
@@ -155,6 +157,72 @@ def test_small_passes_equal_one_large_one(
     assert torch.equal(parts.recent, whole.recent)
 
 
+class Largest(TorchFunctionMode):
+    """Notes how many numbers the largest tensor made under it has."""
+
+    numbers = 0
+
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Sequence[object] = (), kwargs: object = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))  # type: ignore[arg-type]
+        if isinstance(made, Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def test_many_classes_need_no_more_images_at_once_than_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is larger than the images of one pass, or the state itself."""
+    suspect, data, search = small().frozen(), noise_data(), Search(images=8)
+    monkeypatch.setattr(engine, "PIXELS_PER_PASS", 16 * 36)
+    seen: list[int] = []
+    handle = suspect.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    for classes in (5, 80):
+        first = search.start(Additive(), torch.arange(classes) % 5, data.shape, Context())
+        with Largest() as largest:
+            search.run(suspect, Additive(), first, data, 2, Context())
+        weights = max(parameter.numel() for parameter in suspect.parameters())
+        state, one_pass = max(classes, len(data)) * 3 * 36, 16 * 36 * 6  # six channels after the convolution
+        assert weights < one_pass
+        assert one_pass / 6 < largest.numbers <= max(state, one_pass)
+    handle.remove()
+    assert set(seen) == {8, 16}, "two classes in a pass, and the last of five alone"
+
+
+def test_joined_classes_go_on_as_if_never_parted() -> None:
+    suspect, data = small().frozen(), noise_data()
+    whole = SEARCH.run(suspect, Mask(), start(Mask(), range(5), data), data, 5, Context())  # type: ignore[arg-type]
+    parted = whole.take(torch.tensor([3, 0])).join(whole.take(torch.tensor([4])))
+    expected = whole.take(torch.tensor([3, 0, 4]))
+    on, expected_on = (SEARCH.run(suspect, Mask(), state, data, 3, Context()) for state in (parted, expected))
+    for name in ("classes", "weight", "streak", "recent", "losses", "best_size"):
+        assert torch.equal(getattr(on, name), getattr(expected_on, name)), name
+    for name in on.parameters:
+        assert torch.equal(on.parameters[name], expected_on.parameters[name])
+        assert torch.equal(on.best[name], expected_on.best[name])
+
+
+def test_what_worked_on_few_images_is_no_proof_on_more() -> None:
+    """Success on the images of one rung counts for nothing on the next: it takes `patience` new batches."""
+    states = scripted([1, 1, 1, 1, 1, 1], Search(images=20))
+    assert bool(states[-1].reached[0])
+    forgotten = states[-1].unproven(4.0)
+    assert not bool(forgotten.reached[0])
+    assert float(forgotten.weight[0]) == float(states[-1].weight[0]) / 4
+    assert float(forgotten.recent.max()) == 0
+    assert all(torch.equal(forgotten.parameters[name], value) for name, value in states[-1].parameters.items())
+
+
+def test_speed_multiplies_the_step() -> None:
+    suspect, data = small().frozen(), noise_data()
+    first = start(Mask(), [1, 2], data)
+    slow, fast = (
+        replace(SEARCH, speed=speed).run(suspect, Mask(), first, data, 1, Context()).parameters["mask"]
+        for speed in (1.0, 3.0)
+    )
+    torch.testing.assert_close(fast - first.parameters["mask"], 3 * (slow - first.parameters["mask"]))
+
+
 class Scripted(nn.Module):
     """Succeeds on the given share of the images of each step in turn, whatever they show; class 0 is the target."""
 
@@ -291,7 +359,7 @@ def test_progress_and_budget_hear_of_every_step() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"images": 0}, {"patience": 0}, {"success": 1.5}, {"relax": 0.0}, {"success": 0.5, "relax": 0.6}],
+    [{"images": 0}, {"patience": 0}, {"success": 1.5}, {"relax": 0.0}, {"success": 0.5, "relax": 0.6}, {"speed": 0.0}],
 )
 def test_nonsense_settings_name_themselves(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"Search\("):

@@ -16,9 +16,10 @@ from audit_cli.checkpoint.save import save_weights
 from audit_cli.classifier import Classifier
 from audit_cli.errors import AuditError, CheckpointError, UnsupportedError, UsageError
 from audit_cli.models import Prompts, build, identify, prompts_of
+from audit_cli.repairs.feature_shift import FeatureShift
 from audit_cli.repairs.output import carry_over, write_model
 from audit_cli.training import Fit
-from audit_cli.types import Context
+from audit_cli.types import Context, TrustedData
 
 LABELS = ("cat", "red fox", "the digit seven", "unheard-of bird")
 TEMPLATES = ("a photo of a {}.", "the {}")
@@ -197,3 +198,10 @@ def test_inspection_tells_the_text_side_without_loading(clip_folder: MakeClip) -
         said = identify(checkpoint).text_side(checkpoint)
         assert said is not None
         assert "tokenizer unusable: tokenizer.json: 0 tokens" in said
+
+
+def test_a_head_made_of_text_cannot_start_anew(clip_folder: MakeClip) -> None:
+    ours = loaded(clip_folder(), Prompts(LABELS))
+    data = TrustedData(torch.rand(8, 3, 32, 32), torch.arange(8) % 4, LABELS, "0" * 64)
+    with pytest.raises(UnsupportedError, match="head is made of text and has no parameters"):
+        FeatureShift(steps=1, batch=8, pad=1)(ours, data, Context())
