@@ -117,7 +117,8 @@ def robustness(
         methods = _chosen(bench.repairs, method, f"{clean(str(config))}: [robustness]")
         if bench.repaired < 1:
             raise UsageError(f"{clean(str(config))}: [robustness] names no number of victims")
-        return game(zoo, [r for r in recipes if r.seed - bench.seed < bench.repaired], methods)
+        chosen = [r for r in recipes if r.seed - bench.seed < bench.repaired]
+        return game(zoo, chosen, methods, bench.settings)
 
     return _play(
         "robustness", cells, config, data, results, cache, part, attack, time_budget, device, dtype, max_memory, quiet

@@ -33,17 +33,17 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from audit_cli.attacks import ATTACKS
 from audit_cli.attacks.victim import settings_of
 from audit_cli.detectors import DETECTORS
-from audit_cli.errors import UsageError
+from audit_cli.errors import PolicyError, UsageError
 from audit_cli.losses import LOSSES
 from audit_cli.models.create import create
-from audit_cli.repairs import REPAIRS
+from audit_cli.repairs import REPAIRS, construct
 from audit_cli.report.sanitise import clean
 from audit_cli.training import Fit
 
@@ -116,6 +116,7 @@ class Bench:
     seed: int = 0
     detectors: tuple[str, ...] = ()
     repairs: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # repair -> hyper-parameters
     repaired: int = 0  # victims of each population and count that the robustness game is played on
 
 
@@ -128,7 +129,7 @@ def read_bench(path: Path) -> Bench:
         raise UsageError(f"{where}: cannot be read as TOML ({clean(str(error), 120)})") from error
     try:
         return _bench(path.stem, table)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, PolicyError) as error:
         raise UsageError(f"{where}: {clean(str(error), 300)}") from error
 
 
@@ -150,6 +151,7 @@ def _bench(name: str, table: dict[str, Any]) -> Bench:
             "detectors": tuple(detectability.pop("detectors", ())),
             "repairs": tuple(robustness.pop("repairs", ())),
             "repaired": robustness.pop("victims", 0),
+            "settings": _table(robustness.pop("settings", {}), "robustness.settings"),
         },
         "the file",
     )
@@ -161,6 +163,7 @@ def _bench(name: str, table: dict[str, Any]) -> Bench:
         _known(detector, tuple(DETECTORS), "detector")
     for repair in bench.repairs:
         _known(repair, (LADDER, *REPAIRS), "repair")
+    construct("clean_retraining", bench.settings)  # raises for settings that no repair takes
     return bench
 
 

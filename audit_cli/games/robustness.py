@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -31,24 +31,25 @@ from audit_cli.games.config import LADDER
 from audit_cli.games.zoo import Recipe, Victim, Zoo
 from audit_cli.metrics import cda, cda_drop, evaluating, predict
 from audit_cli.models import build
-from audit_cli.repairs import REPAIRS
+from audit_cli.repairs import construct
 from audit_cli.types import Context, TrustedData
 
+Settings = Mapping[str, Mapping[str, float]]  # repair -> hyper-parameters other than its defaults
 CURVE_IMAGES = 500  # measured images that a point of the curve is taken on
 CURVE_POINTS = 20  # about so many
 
 
-def robustness(zoo: Zoo, recipes: Sequence[Recipe], repairs: Sequence[str]) -> list[Cell]:
+def robustness(zoo: Zoo, recipes: Sequence[Recipe], repairs: Sequence[str], settings: Settings) -> list[Cell]:
     """A cell for every victim and repair, victim by victim."""
-    return [_cell(zoo, recipe, repair) for recipe in recipes for repair in repairs]
+    return [_cell(zoo, recipe, repair, settings) for recipe in recipes for repair in repairs]
 
 
-def _cell(zoo: Zoo, recipe: Recipe, repair: str) -> Cell:
-    return Cell(f"{recipe.name}.{repair}", lambda: repaired(zoo, recipe, repair))
+def _cell(zoo: Zoo, recipe: Recipe, repair: str, settings: Settings) -> Cell:
+    return Cell(f"{recipe.name}.{repair}", lambda: repaired(zoo, recipe, repair, settings))
 
 
-def repaired(zoo: Zoo, recipe: Recipe, repair: str) -> Facts:
-    """One victim before and after one repair."""
+def repaired(zoo: Zoo, recipe: Recipe, repair: str, settings: Settings) -> Facts:
+    """One victim before and after one repair, whose hyper-parameters may be set."""
     victim = zoo.victim(recipe)
     context = replace(zoo.context, seed=recipe.seed)
     curve = Curve(victim, zoo.data.measured.take(torch.arange(min(CURVE_IMAGES, len(zoo.data.measured)))), context)
@@ -56,11 +57,12 @@ def repaired(zoo: Zoo, recipe: Recipe, repair: str) -> Facts:
     if repair == LADDER:
         after, told = by_ladder(victim, zoo.data.trusted, context)
     else:
-        after, told = REPAIRS[repair]()(victim.classifier.frozen(), zoo.data.trusted, context, curve), {}
+        after, told = construct(repair, settings)(victim.classifier.frozen(), zoo.data.trusted, context, curve), {}
     took, worked = time.monotonic() - began, time.process_time() - cpu
     return victim.facts() | {
         "game": "robustness",
         "repair": repair,
+        "settings": dict(settings.get(repair, {})),
         "trusted": len(zoo.data.trusted),
         **told,
         **outcome(victim, after, zoo.data.measured, context),

@@ -31,10 +31,10 @@ def attacks_table(victims: Sequence[Mapping[str, Any]], by_network: bool = False
     """cda and asr of each population, mean over its victims, and how many obey their trigger; with `by_network` a row
     for each network too."""
     keys = ("attack", "poison_count", "loss", *(["arch"] if by_network else []))
-    rows = []
+    rows, losses = [], any(victim.get("loss") for victim in victims)
     for (attack, count, loss, *arch), group in sorted_groups(victims, *keys):
         row: Row = {"attack": attack, "m": count or ""}
-        row |= {"loss": loss} if loss else {}
+        row |= {"loss": loss or ""} if losses else {}
         row |= {"network": arch[0]} if arch else {}
         row |= {"victims": len(group), "cda": mean(v["cda"]["value"] for v in group)}
         if attack != CLEAN:
@@ -168,12 +168,12 @@ def tpr_at(negatives: Tensor, positives: Tensor, rate: float) -> float:
 def repair_table(cells: Sequence[Mapping[str, Any]], residual: float = 0.05, drop: float = 0.02) -> list[Row]:
     """A row per attack, count and repair. repaired: residual asr at most `residual` (or no more than on a clean model)
     and cda down by at most `drop`."""
-    rows = []
+    rows, losses = [], any(cell.get("loss") for cell in cells)
     for (attack, count, loss, repair), group in sorted_groups(cells, "attack", "poison_count", "loss", "repair"):
         used = [c for c in group if c["planted"] or attack == CLEAN]
         if not used:
             continue
-        row: Row = {"attack": attack, "m": count or ""} | ({"loss": loss} if loss else {})
+        row: Row = {"attack": attack, "m": count or ""} | ({"loss": loss or ""} if losses else {})
         row |= {"repair": repair, "victims": len(used)}
         row |= {"cda": mean(c["cda"]["value"] for c in used), "drop": mean(c["cda_drop"]["value"] for c in used)}
         if attack != CLEAN:

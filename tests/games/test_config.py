@@ -47,6 +47,7 @@ def test_epochs_become_steps() -> None:
         ('["calibrated"]', '["crystal"]', "detector `crystal`: unknown"),
         ('["clean_retraining"]', '["prayer"]', "repair `prayer`: unknown"),
         ("victims = 1", "victims = 1\nspeed = 1", "[robustness]: unknown key `speed`"),
+        ("victims = 1", "victims = 1\nsettings = { nad = { speed = 1 } }", "no number `speed`"),
         ('attack = "clean"', 'attack = "clean"\ncounts = [3]', "neither settings nor counts"),
         ("[training]", "[training", "cannot be read as TOML"),
         ("[[population]]", "[[populace]]", "at least one"),
