@@ -45,6 +45,7 @@ def trade_off(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.plot([start[0], *x], [start[1], *y], marker=".", markersize=3, linewidth=1, label=repair)
         axis.set_title(f"{attack}, m = {count}, {len({c['victim'] for c in group})} victims", fontsize=8)
         axis.set_xlabel("cda")
+        axis.locator_params(axis="x", nbins=4)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     axes[0][0].set_ylabel("asr")
@@ -76,7 +77,7 @@ def by_count(cells: Sequence[Mapping[str, Any]], statistic: Statistic, path: Pat
     right.set_ylabel(f"ROC AUC of {statistic.name}")
     for axis in (left, right):
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [str(m) for m in ticks])
+        axis.set_xticks(ticks, [str(m) for m in ticks], rotation=45)
         axis.set_xticks([], minor=True)
         axis.set_xlabel("poison count m")
         axis.set_ylim(0, 1.02)
