@@ -21,5 +21,5 @@ class Rung:
 
 LADDER: tuple[Rung, ...] = (
     Rung("unlearning", Unlearning()),
-    Rung("thorough unlearning", Unlearning(left=0.35, rounds=8, starts=5, steps=300)),
+    Rung("thorough unlearning", Unlearning(left=0.5, rounds=8, starts=5, steps=300)),
 )

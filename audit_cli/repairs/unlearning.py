@@ -10,9 +10,10 @@ stay in the lesson.
             minimise  q · KL(f(x; pivot) ‖ f(x ⊕ T; θ)) + (1 − q) · KL(f(x; pivot) ‖ f(x; θ))    T drawn from triggers
     until none of them is small any more
 
-A class is suspicious when the score of its smallest trigger comes near its family's limit, the one that BD001 fires at.
-The pivot sees clean images only, and what it says of them is the lesson for both: with few images its answers hold the
-accuracy better than labels do, and better still on mixtures of two images, of which there are many.
+A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
+by `allowed` more in a family whose sizes differ much on clean models. The pivot sees clean images only, and what it says
+of them is the lesson for both: with few images its answers hold the accuracy better than labels do, and better still on
+mixtures of two images, of which there are many.
 
 What is left is measured by inversion too, so a true trigger far from every inverted one can survive: see
 fixtures/results/repair, where a blended pattern does.
@@ -23,14 +24,13 @@ batch normalisation is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
-from audit_cli.detectors.smallness import smallness
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
@@ -41,21 +41,19 @@ from audit_cli.repairs.watch import Watch, after_step, unwatched
 from audit_cli.training import Fit
 from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
 
-Suspect = tuple[TriggerFamily, int]  # a family and a class
-
 
 @dataclass(frozen=True)
 class Unlearning:
     """families: the kinds of trigger looked for. Without a suspicious class, the most suspicious one is unlearnt."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp())
+    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5),)  # ours: ratio to the median class that clean models reach
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     rounds: int = 5  # ours
     starts: int = 3  # ours: triggers a suspicious class, family and round
-    suspicious: float = 0.85  # ours: share of its family's limit from which a class's score is taught
-    limits: tuple[tuple[str, float], ...] = (("mask", 1.5), ("additive", 1.5), ("warp", 3.0))  # the default policy's
-    left: float = 0.5  # ours: goes on while a suspicious class has a trigger of this score
+    suspicious: float = 1.5  # ours: ratio to the median class from which a class is taught
+    left: float = 0.7  # ours: goes on while a suspicious class has a trigger so much smaller than the median class
     steps: int = 150  # ours: a round
     lr: float = 0.01  # ours: with frozen batch normalisation it needs the clipping
     batch: int = 128
@@ -81,12 +79,13 @@ class Unlearning:
         Nothing is changed when no class has a trigger that works.
         """
         anchor = pivot.clone().on(context.device).frozen()
-        lesson, expected = self._survey(anchor, trusted, context)
+        lesson, usual = self._survey(anchor, trusted, context)
+        suspects = {(trigger.family, trigger.target) for trigger in lesson}
         repaired = anchor.clone()
         for turn in range(self.rounds if lesson else 0):
             fresh = replace(context, seed=context.seed + turn)
-            found = self._invert(repaired.frozen(), trusted, expected.keys(), fresh)
-            small = [t for t in found if expected[t.family, t.target] / t.size >= self.left]
+            found = self._invert(repaired.frozen(), trusted, suspects, fresh)
+            small = [t for t in found if usual[t.family.name] / t.size >= self.left]
             if turn and not small:
                 break
             lesson += small
@@ -95,26 +94,23 @@ class Unlearning:
 
     def _survey(
         self, pivot: Classifier, trusted: TrustedData, context: Context
-    ) -> tuple[list[Trigger], dict[Suspect, float]]:
-        """The suspicious triggers of the pivot over all classes, and the size an ordinary class would have needed."""
-        scored: list[tuple[float, Trigger]] = []
+    ) -> tuple[list[Trigger], dict[str, float]]:
+        """The suspicious triggers of the pivot over all classes, and what its median class needs in each family."""
+        triggers: list[tuple[float, Trigger]] = []
+        usual: dict[str, float] = {}
         for family in self.families:
-            state, ordinary = self.race.run(pivot, family, trusted, self.search, context)
-            scores = smallness(state.best_size, ordinary, pivot.num_classes).score
-            scored += [
-                (float(scores[row]), state.trigger(row, family)) for row in range(len(scores)) if scores[row] > 0
-            ]
-        scored.sort(key=lambda pair: pair[0], reverse=True)
-        suspects = [(score, t) for score, t in scored if score >= self.suspicious] or scored[:1]
-        return [t for _, t in suspects], {(t.family, t.target): score * t.size for score, t in suspects}
-
-    def _suspicion(self, scored: tuple[float, Trigger]) -> float:
-        """A score in units of its family's limit."""
-        score, trigger = scored
-        return score / dict(self.limits).get(trigger.family.name, 1.5)
+            state, _ = self.race.run(pivot, family, trusted, self.search, context)
+            if not bool(state.reached.any()):
+                continue
+            sizes = torch.where(state.reached, state.best_size, state.best_size[state.reached].max())
+            usual[family.name] = float(sizes.median()) / dict(self.allowed).get(family.name, 1.0)
+            rows = state.reached.nonzero().flatten().tolist()
+            triggers += [(usual[family.name] / float(sizes[row]), state.trigger(row, family)) for row in rows]
+        triggers.sort(key=lambda pair: pair[0], reverse=True)
+        return [t for ratio, t in triggers if ratio >= self.suspicious] or [t for _, t in triggers[:1]], usual
 
     def _invert(
-        self, model: Classifier, trusted: TrustedData, suspects: Collection[Suspect], context: Context
+        self, model: Classifier, trusted: TrustedData, suspects: set[tuple[TriggerFamily, int]], context: Context
     ) -> list[Trigger]:
         """Small triggers that still work, from several starts for each suspicious (family, class)."""
         found = []
