@@ -11,9 +11,9 @@ stay in the lesson.
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
-by `allowed` more in a family whose sizes differ much on clean models. The pivot sees clean images only, and what it says
-of them is the lesson for both: with few images its answers hold the accuracy better than labels do, and better still on
-mixtures of two images, of which there are many.
+by `allowed` more in a family whose sizes differ much on clean models. The pivot sees clean images only, and what it
+says of them is the lesson for both: with few images its answers hold the accuracy better than labels do, and better
+still on mixtures of two images, of which there are many.
 
 What is left is measured by inversion too, so a true trigger far from every inverted one can survive: see
 fixtures/results/repair, where a blended pattern does.
