@@ -58,7 +58,9 @@ def scan(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the JSON verdict goes; else stdout.")] = None,
     report: Annotated[list[str] | None, typer.Option(help="FORMAT=FILE: html, markdown, sarif, junit or text.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Folder for pictures; else beside --out.")] = None,
-    detector: Annotated[str, typer.Option(help="calibrated, or published: the paper's own.")] = "calibrated",
+    detector: Annotated[
+        str, typer.Option(help="calibrated; published: the paper's own; sizes, neural_cleanse, margin, weights, ban.")
+    ] = "calibrated",
     arch: Arch = None,
     weights: Weights = None,
     allow_download: AllowDownload = False,
