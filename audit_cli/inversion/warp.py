@@ -27,7 +27,7 @@ class Warp:
 
     grid: int = 6  # ours: finer than WaNet's 4, so that its flows can be followed
     initial_size: float = 0.0003  # ours
-    lr: float = 0.01  # ours: a third of a pixel of 32; with a tenth few classes of a clean model are reached
+    lr: float = 0.01  # ours: a third of a pixel of 32
     weight: float = 0.03  # ours: first weight of the size in the objective
     growth: float = 1.5  # ours: factor on that weight
     success: float = 0.80  # ours: of what a warp can do, the last images cost most

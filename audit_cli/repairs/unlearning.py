@@ -47,7 +47,7 @@ class Unlearning:
     """families: the kinds of trigger looked for. Without a suspicious class, the most suspicious one is unlearnt."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp())
-    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5),)  # ours: ratio to the median class that clean models reach
+    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5),)  # ours
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     rounds: int = 5  # ours
