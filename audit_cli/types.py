@@ -126,8 +126,10 @@ class Trigger:
         return labels != self.target if self.source is None else labels == self.source
 
     def __call__(self, images: Tensor) -> Tensor:
+        """In float32 even where a training step autocasts: in bfloat16 a warp would read beside the image."""
         parameters = {name: value.to(images.device) for name, value in self.parameters.items()}
-        return self.family.stamp(parameters, images.unsqueeze(0)).squeeze(0)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.family.stamp(parameters, images.unsqueeze(0)).squeeze(0)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from audit_cli.inversion.frequency import Frequency, cosines
 from audit_cli.inversion.pixel import Pixel
 from audit_cli.inversion.random_patch import RandomPatch, places
 from audit_cli.inversion.warp import Warp, sample, upsampling
-from audit_cli.types import Context, TriggerFamily, TrustedData
+from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -48,6 +48,14 @@ class TestWarp:
         up = upsampling(grid, side, flow)
         expected = F.interpolate(flow, (side, side + 2), mode="bicubic", align_corners=True)
         torch.testing.assert_close(up @ flow @ upsampling(grid, side + 2, flow).T, expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_training_step_that_autocasts_sees_the_same_trigger(self) -> None:
+        """In bfloat16 the places read from are whole pixels off, and outside the image at its lower right."""
+        flow = 0.2 * torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+        trigger, images = Trigger(Warp(), {"flow": flow}, 0, 1.0), noise(2, 3, 32, 32)
+        expected = trigger(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(trigger(images), expected)
 
     @pytest.mark.parametrize("strength", [0.3, 2.0, 20.0])
     def test_sampling_is_grid_sample_with_its_gradient(self, strength: float) -> None:
