@@ -77,7 +77,8 @@ def detectability(
     from audit_cli.games.detectability import detectability as game
 
     def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
-        return game(zoo, recipes, _chosen(bench.detectors, method, f"{clean(str(config))}: [detectability]"))
+        methods = _chosen(bench.detectors, method, f"{clean(str(config))}: [detectability]")
+        return game(zoo, recipes, methods, bench.repeated, bench.repeats)
 
     return _play(
         "detectability",
@@ -129,6 +130,9 @@ def table(
     folder: Annotated[Path, typer.Argument(help="RESULTS/NAME of a bench.")],
     rule: Annotated[str, typer.Option(help="Statistic of the detectability table; `all` for every one.")] = "BD001",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the table goes; else stdout.")] = None,
+    what_pays: Annotated[
+        bool, typer.Option("--ablation", help="What each rule and trigger family adds, and its cost.")
+    ] = False,
     by_network: Annotated[bool, typer.Option("--by-network", help="Attacks for each network apart.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The rows as JSON instead of Markdown.")] = False,
     trade_off: Annotated[Path | None, typer.Option(help="PNG or SVG: cda against asr along the repairs.")] = None,
@@ -136,7 +140,7 @@ def table(
 ) -> int:
     """Render what the cells in FOLDER say: attacks, detectability, robustness."""
     from audit_cli.checkpoint.save import write_atomically
-    from audit_cli.games import summary, tables
+    from audit_cli.games import ablation, summary, tables
     from audit_cli.games.cells import read_cells
 
     cells: dict[str, Any] = {game: read_cells(folder / game) for game in TABLES}
@@ -146,9 +150,14 @@ def table(
     victims = cells["zoo"] or list({c["victim"]: c for game in TABLES for c in cells[game]}.values())
     rows["attacks"] = summary.attacks_table(victims, by_network)
     for (detector,), group in summary.grouped(cells["detectability"], "detector").items():
+        once = [cell for cell in group if not cell.get("turn")]
         for statistic in summary.statistics(group):
             if rule in ("all", statistic.name):
-                rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(group, statistic)
+                rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(once, statistic)
+                if len(once) < len(group):
+                    rows[f"stability, {detector}, {statistic.name}"] = ablation.stability_table(group, statistic)
+        if what_pays:
+            rows[f"ablation, {detector}"] = ablation.ablation_table(once)
     if cells["robustness"]:
         rows["robustness"] = summary.repair_table(cells["robustness"])
     if trade_off or by_count:

@@ -22,6 +22,8 @@ networks = [0]                 # only these networks; absent: all
 
 [detectability]
 detectors = ["calibrated"]
+repeats = 10                   # under so many seeds
+victims = 2                    # the first so many of each population and count; the others under one
 
 [robustness]
 repairs = ["ladder", "pivotal_tuning"]
@@ -115,6 +117,8 @@ class Bench:
     measured: int = 2000
     seed: int = 0
     detectors: tuple[str, ...] = ()
+    repeats: int = 1
+    repeated: int = 0  # victims of each population and count that are scored `repeats` times
     repairs: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # repair -> hyper-parameters
     repaired: int = 0  # victims of each population and count that the robustness game is played on
@@ -149,6 +153,8 @@ def _bench(name: str, table: dict[str, Any]) -> Bench:
             "networks": networks,
             "populations": populations,
             "detectors": tuple(detectability.pop("detectors", ())),
+            "repeats": detectability.pop("repeats", 1),
+            "repeated": detectability.pop("victims", 0),
             "repairs": tuple(robustness.pop("repairs", ())),
             "repaired": robustness.pop("victims", 0),
             "settings": _table(robustness.pop("settings", {}), "robustness.settings"),

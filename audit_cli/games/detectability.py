@@ -5,7 +5,9 @@ https://arxiv.org/abs/2305.09671 (Algorithm 2). The attacker's m poisoned sample
 not; the defender sees the model and r trusted images and gives a score. The result is the area under the ROC curve of
 that score over a balanced set of models.
 
-A cell is one (victim, detector): the scores of every rule, trigger family and class. The tables are made from cells.
+A cell is one (victim, detector): the scores of every rule, trigger family and class, and what each family cost. The
+tables are made from cells. With `repeats`, the first victims are scored again under other seeds of the detector: does
+it say the same twice?
 
 Differs from the paper: one clean population serves all attacks, as every victim is trained the same way otherwise.
 """
@@ -13,44 +15,73 @@ Differs from the paper: one clean population serves all attacks, as every victim
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from audit_cli.detectors import DETECTORS
 from audit_cli.games.cells import Cell, Facts
 from audit_cli.games.zoo import Recipe, Zoo
+from audit_cli.types import Finding
+
+SEEDS = 100_000  # between a victim's seed and the next repeat's: more than a population has victims
 
 
-def detectability(zoo: Zoo, recipes: Sequence[Recipe], detectors: Sequence[str]) -> list[Cell]:
-    """A cell for every victim and detector, victim by victim."""
-    return [_cell(zoo, recipe, detector) for recipe in recipes for detector in detectors]
+def detectability(
+    zoo: Zoo, recipes: Sequence[Recipe], detectors: Sequence[str], repeated: int = 0, repeats: int = 1
+) -> list[Cell]:
+    """A cell for every victim and detector, victim by victim; then the repeats of the `repeated` first victims of every
+    population and count."""
+    cells = [_cell(zoo, recipe, detector, 0) for recipe in recipes for detector in detectors]
+    again = [recipe for recipe in recipes if recipe.seed - zoo.context.seed < repeated]
+    turns = range(1, repeats)
+    return cells + [_cell(zoo, recipe, name, turn) for turn in turns for recipe in again for name in detectors]
 
 
-def _cell(zoo: Zoo, recipe: Recipe, detector: str) -> Cell:
-    return Cell(f"{recipe.name}.{detector}", lambda: scored(zoo, recipe, detector))
+def _cell(zoo: Zoo, recipe: Recipe, detector: str, turn: int) -> Cell:
+    suffix = f".r{turn}" if turn else ""
+    return Cell(f"{recipe.name}.{detector}{suffix}", lambda: scored(zoo, recipe, detector, turn))
 
 
-def scored(zoo: Zoo, recipe: Recipe, detector: str) -> Facts:
-    """The detector's findings on one victim."""
+def scored(zoo: Zoo, recipe: Recipe, detector: str, turn: int = 0) -> Facts:
+    """The detector's findings on one victim. turn: 0, or which repeat it is, whose seed is another."""
     victim = zoo.victim(recipe)
-    context = replace(zoo.context, seed=recipe.seed)
+    context = replace(zoo.context, seed=recipe.seed + SEEDS * turn)
     began, cpu = time.monotonic(), time.process_time()
-    findings = list(DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context))
+    findings, costs = clocked(DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context))
     took, worked = time.monotonic() - began, time.process_time() - cpu
     scores: dict[str, dict[str, list[float | None]]] = {}
     for finding in findings:
         if finding.target_class is None and finding.rule_id == "BD107":
             continue
-        row = scores.setdefault("/".join(filter(None, (finding.rule_id, finding.family))), {})
+        row = scores.setdefault(_key(finding), {})
         row[str(finding.target_class)] = [round(finding.score, 4), _rounded(finding.trigger_norm)]
     return victim.facts() | {
         "game": "detectability",
         "detector": detector,
+        "turn": turn,
         "trusted": len(zoo.data.trusted),
         "scores": scores,  # rule/family -> class -> [score, size of the trigger]
+        "costs": costs,  # rule/family -> CPU seconds until its first finding
         "seconds": round(took, 2),
         "cpu_seconds": round(worked, 2),
     }
+
+
+def clocked(findings: Iterable[Finding]) -> tuple[list[Finding], dict[str, float]]:
+    """All findings, and the CPU seconds from one rule and family to the next: detectors work before they speak."""
+    told: list[Finding] = []
+    costs: dict[str, float] = {}
+    last = time.process_time()
+    for finding in findings:
+        now = time.process_time()
+        costs[_key(finding)] = round(costs.get(_key(finding), 0.0) + now - last, 2)
+        last = now
+        told.append(finding)
+    return told, costs
+
+
+def _key(finding: Finding) -> str:
+    return "/".join(filter(None, (finding.rule_id, finding.family)))
 
 
 def _rounded(value: float | None) -> float | None:

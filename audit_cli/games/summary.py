@@ -113,10 +113,10 @@ def statistics(cells: Sequence[Mapping[str, Any]]) -> list[Statistic]:
 
 
 def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, seed: int = 0) -> list[Row]:
-    """A row per attack and count against the clean population of the same detector. Victims whose attack did not take
-    are left out and counted."""
+    """A row for the clean population, then one per attack and count against it. Victims whose attack did not take are
+    left out and counted. flagged: share over the default policy's threshold."""
     clean = scores_of([c for c in cells if c["attack"] == CLEAN], statistic)
-    rows = []
+    rows = [{"attack": CLEAN, "clean": len(clean), **flagged(clean)}] if len(clean) else []
     for (attack, count), group in sorted_groups(cells, "attack", "poison_count"):
         if attack == CLEAN:
             continue
@@ -128,10 +128,18 @@ def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, se
             low, high = bootstrap(clean, scores, auroc, seed)
             row |= {"auc": auroc(clean, scores), "low": low, "high": high}
             row |= {f"tpr@{rate:g}": tpr_at(clean, scores, rate) for rate in FALSE_ALARMS}
+            row |= flagged(scores)
             right = [statistic.named(c) == c["target"] for c in planted if c["target"] is not None]
             row["target named"] = mean(map(float, right))
         rows.append(row)
     return rows
+
+
+def flagged(scores: Tensor) -> Row:
+    """Share of the models at or over the threshold, with a 95 % Wilson interval: false alarms where they are clean."""
+    fired = int((scores >= 1).sum())
+    low, high = wilson(fired, len(scores))
+    return {"flagged": fired / len(scores), "flagged from": low, "flagged to": high}
 
 
 def scores_of(cells: Sequence[Mapping[str, Any]], statistic: Statistic) -> Tensor:
@@ -198,11 +206,3 @@ def mean(values: Any) -> float:
     """Arithmetic mean; NaN of nothing."""
     listed = list(values)
     return sum(listed) / len(listed) if listed else float("nan")
-
-
-def alarms(cells: Sequence[Mapping[str, Any]], statistic: Statistic, threshold: float) -> Row:
-    """How many clean models reach `threshold`, with a 95 % Wilson interval."""
-    scores = scores_of([c for c in cells if c["attack"] == CLEAN], statistic)
-    fired = int((scores >= threshold).sum())
-    low, high = wilson(fired, len(scores))
-    return {"clean": len(scores), "alarms": fired, "rate": fired / max(len(scores), 1), "low": low, "high": high}

@@ -1,0 +1,87 @@
+"""What each rule and trigger family is worth beside what it costs, and whether a detector says the same twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from audit_cli.games.config import CLEAN
+from audit_cli.games.summary import Row, Statistic, bootstrap, flagged, grouped, mean, scores_of, statistics, tpr_at
+from audit_cli.metrics import auroc, wilson
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+def ablation_table(cells: Cells) -> list[Row]:
+    """For every rule of one detector's cells: all its families together, each alone, and all but each.
+
+    auc: of all planted victims of all attacks against the clean models, so that an attack counts as often as it has
+    victims. cpu s: of the families used, mean over models; a rule without families has the whole detector's.
+    """
+    clean = [c for c in cells if c["attack"] == CLEAN]
+    planted = [c for c in cells if c["planted"]]
+    rows = []
+    for statistic in variants(cells):
+        negatives, positives = scores_of(clean, statistic), scores_of(planted, statistic)
+        if not len(negatives) or not len(positives):
+            continue
+        low, high = bootstrap(negatives, positives, auroc)
+        row: Row = {"statistic": statistic.name, "clean": len(negatives), "planted": len(positives)}
+        row |= {"auc": auroc(negatives, positives), "low": low, "high": high}
+        row |= {"tpr@0.05": tpr_at(negatives, positives, 0.05), "false alarms": flagged(negatives)["flagged"]}
+        row |= {"flagged": flagged(positives)["flagged"], "cpu s": mean(cost(c, statistic) for c in cells)}
+        rows.append(row)
+    return rows
+
+
+def variants(cells: Cells) -> list[Statistic]:
+    """Every statistic of the cells, and for rules of three families or more, all of them but one."""
+    found = statistics(cells)
+    alone: dict[str, list[str]] = {}
+    for statistic in found:
+        if statistic.families is not None:
+            alone.setdefault(statistic.rule, []).extend(statistic.families)
+    for rule, families in alone.items():
+        if len(families) > 2:
+            found += [Statistic(rule, tuple(f for f in families if f != left)) for left in families]
+    return found
+
+
+def cost(cell: Mapping[str, Any], statistic: Statistic) -> float:
+    """CPU seconds of the families that `statistic` needs; of the whole detector where the cell does not tell."""
+    costs: Mapping[str, float] = cell.get("costs", {})
+    used = [
+        seconds
+        for rule, _, family, seconds in ((*key.partition("/"), seconds) for key, seconds in costs.items())
+        if rule == statistic.rule and (statistic.families is None or family in statistic.families)
+    ]
+    return sum(used) if used and statistic.families is not None else float(cell["cpu_seconds"])
+
+
+def stability_table(cells: Cells, statistic: Statistic) -> list[Row]:
+    """A row for the clean and one for the planted models that were scored under several seeds.
+
+    same verdict: models on which all runs agree about the threshold, with a 95 % Wilson interval. same class: of those
+    flagged at least once, the share whose runs all name one class. spread: mean over models of the largest less the
+    smallest score, in units of the threshold.
+    """
+    rows = []
+    models = [runs for runs in grouped(cells, "victim").values() if len(runs) > 1]
+    for name, wanted in (("clean", False), ("planted", True)):
+        chosen = [runs for runs in models if bool(runs[0]["planted"]) == wanted]
+        if not wanted:
+            chosen = [runs for runs in chosen if runs[0]["attack"] == CLEAN]
+        if not chosen:
+            continue
+        scores = [scores_of(runs, statistic) for runs in chosen]
+        agree = [bool((s >= 1).all() or (s < 1).all()) for s in scores]
+        low, high = wilson(sum(agree), len(agree))
+        named = [
+            {statistic.named(c) for c in runs} for runs, s in zip(chosen, scores, strict=True) if bool((s >= 1).any())
+        ]
+        row: Row = {"models": name, "of them": len(chosen), "runs": min(map(len, chosen))}
+        row |= {"same verdict": mean(map(float, agree)), "low": low, "high": high}
+        row |= {"same class": mean(float(len(names) == 1) for names in named)}
+        row |= {"flagged runs": mean(float(value >= 1) for s in scores for value in s)}
+        rows.append(row | {"spread": mean(float(s.max() - s.min()) for s in scores)})
+    return rows
