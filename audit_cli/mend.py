@@ -43,7 +43,7 @@ from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.json import render
 from audit_cli.runtime import Stopwatch
-from audit_cli.types import Context, Detector, Trigger, TrustedData, Verdict
+from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
 
 EVIDENCE, EVIDENCE_BEFORE, CURVES = "evidence", "evidence-before", "trade-off.json"
 
@@ -124,6 +124,7 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
         return account(case, best, about, None)
     write_model(case.checkpoint, best.classifier, folder)
     carry_over(case.checkpoint, folder)
+    best = best if best.findings else replace(best, findings=rescan(case, best.classifier, case.context))
     findings = save_pictures(with_relearning(case, best.findings, relearned), case.holdout, folder / EVIDENCE)
     subject = replace(case.subject, classifier=best.classifier, trusted=case.holdout, choice=None)
     with open_checkpoint(_opens(case.checkpoint, folder)) as written:
@@ -157,10 +158,9 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
 
 
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:
-    """Audits what would be delivered: the tuned weights as written and read back, on images no repair has seen."""
+    """Audits what would be delivered: the tuned weights as written and read back, on images no repair has seen. Nothing
+    is scanned again where the accuracy or the recovered triggers already speak against it."""
     repaired, holdout, policy = read_back(case, tuned), case.holdout, case.policy
-    subject = replace(case.subject, classifier=repaired, trusted=holdout, choice=None)
-    findings = audit.examine(subject, case.checkpoint, policy, case.detectors, context)
     pivot = case.subject.classifier
     before = predict(pivot, holdout.images, context)
     after = predict(repaired, holdout.images, context)
@@ -171,11 +171,12 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         objections.append(f"clean accuracy dropped by {100 * drop[0]:.1f} points, {100 * policy.max_drop:g} allowed")
     if left is not None and left > policy.max_asr:
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
+    findings = [] if objections else rescan(case, repaired, context)
     return Attempt(
         rung=rung,
         classifier=repaired,
         findings=findings,
-        verdict=judge(findings, policy, "", today())[0],
+        verdict="FAIL" if objections else judge(findings, policy, "", today())[0],
         cda_before=cda(before, holdout.labels),
         cda=cda(after, holdout.labels),
         asr_before=strongest(pivot, case.triggers, holdout, context),
@@ -185,6 +186,12 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         objections=tuple(objections),
         curve=curve,
     )
+
+
+def rescan(case: Case, repaired: Classifier, context: Context) -> list[Finding]:
+    """What the detectors say of a repaired model, on the holdout."""
+    subject = replace(case.subject, classifier=repaired, trusted=case.holdout, choice=None)
+    return list(audit.examine(subject, case.checkpoint, case.policy, case.detectors, context))
 
 
 def read_back(case: Case, tuned: Classifier) -> Classifier:

@@ -113,10 +113,10 @@ def statistics(cells: Sequence[Mapping[str, Any]]) -> list[Statistic]:
 
 
 def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, seed: int = 0) -> list[Row]:
-    """A row for the clean population, then one per attack and count against it. Victims whose attack did not take are
-    left out and counted. flagged: share over the default policy's threshold."""
+    """A row per attack and count against the clean population of the same detector, and one for that. Victims whose
+    attack did not take are left out and counted. flagged: share over the default policy's threshold."""
     clean = scores_of([c for c in cells if c["attack"] == CLEAN], statistic)
-    rows = [{"attack": CLEAN, "clean": len(clean), **flagged(clean)}] if len(clean) else []
+    rows: list[Row] = []
     for (attack, count), group in sorted_groups(cells, "attack", "poison_count"):
         if attack == CLEAN:
             continue
@@ -132,6 +132,8 @@ def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, se
             right = [statistic.named(c) == c["target"] for c in planted if c["target"] is not None]
             row["target named"] = mean(map(float, right))
         rows.append(row)
+    if len(clean):
+        rows.append({"attack": CLEAN, "clean": len(clean), **flagged(clean)})
     return rows
 
 

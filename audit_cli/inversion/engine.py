@@ -134,7 +134,7 @@ class Measured:
 class Search:
     """How hard to search; the step size and the growth of the size's weight belong to the family."""
 
-    images: int = 20  # a class and step
+    images: int = 10  # a class and step; 20 tell no more: fixtures/results/bench/cifar-s-20-images
     success: float | None = None  # the matched success; the family's own when None
     relax: float | None = None  # under this the weight shrinks; RELAX less than the matched success when None
     patience: int = 3  # steps in a row before the weight changes; also the batches that success is taken over

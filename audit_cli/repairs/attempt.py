@@ -50,7 +50,7 @@ class Attempt:
 
     rung: str
     classifier: Classifier  # read back from what was written
-    findings: Sequence[Finding]
+    findings: Sequence[Finding]  # of the rescan; none when the objections alone decide
     verdict: str  # of the rescan
     cda_before: float
     cda: float

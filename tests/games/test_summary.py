@@ -59,7 +59,7 @@ def test_families_are_compared_in_units_of_their_thresholds() -> None:
 
 
 def test_the_detection_table() -> None:
-    _, row = detection_table([*CELLS, scored("badnets", 0.0, planted=False)], Statistic("X"))
+    row, _ = detection_table([*CELLS, scored("badnets", 0.0, planted=False)], Statistic("X"))
     pairs = list(itertools.product((0.75, 1.5, 2.0), (0.6, 0.7, 0.8, 0.9)))
     assert row["auc"] == pytest.approx(sum(p > n for p, n in pairs) / len(pairs))
     assert (row["clean"], row["planted"], row["of"]) == (4, 3, 4)
@@ -70,11 +70,11 @@ def test_the_detection_table() -> None:
 
 def test_the_named_target_must_be_the_true_one() -> None:
     cells = [c | {"target": 0} if c["attack"] == "badnets" else c for c in CELLS]
-    assert detection_table(cells, Statistic("X"))[1]["target named"] == 0.0
+    assert detection_table(cells, Statistic("X"))[0]["target named"] == 0.0
 
 
 def test_a_row_without_planted_victims_says_so_and_claims_nothing() -> None:
-    _, row = detection_table([CELLS[0], scored("badnets", 2.0, planted=False)], Statistic("X"))
+    row, _ = detection_table([CELLS[0], scored("badnets", 2.0, planted=False)], Statistic("X"))
     assert (row["planted"], row["of"]) == (0, 1)
     assert "auc" not in row
 
@@ -97,7 +97,7 @@ def test_the_bootstrap_interval_narrows_with_more_models() -> None:
 
 
 def test_models_over_the_threshold_are_flagged() -> None:
-    clean, attacked = detection_table(CELLS, Statistic("X"))
+    attacked, clean = detection_table(CELLS, Statistic("X"))
     assert (clean["attack"], clean["clean"], clean["flagged"]) == ("clean", 4, 0.0)
     assert clean["flagged to"] > 0.3, "four clean models say little"
     assert attacked["flagged"] == pytest.approx(2 / 3)
