@@ -1,13 +1,18 @@
 """What scores do clean models of this kind get? A small JSON file that gives a score its p-value.
 
-Vovk, Gammerman, Shafer: Algorithmic Learning in a Random World, 2005. With the scores of n clean models in hand, a
-further clean model of the same kind is as likely to come at any rank among them, so for the score s of a suspect
+Classes differ in how small a trigger they need, and alike on every clean model of a kind: of CIFAR-10, warps into birds
+are always the smallest. So a score is compared with the same class's scores on clean models, in each trigger family:
 
-    p = (1 + number of clean models with a score >= s) / (n + 1)
+    z = (log s − mean of log s) / (standard deviation + SLACK)        mean, deviation: over clean models
 
-is at most α with probability at most α when the suspect is clean: no distribution is assumed, and no poisoned model is
-needed. A model's score is its largest over classes and trigger families, each family's in units of a fixed scale, since
-clean models score higher in some families than in others; so p holds for the whole scan.
+and a model's statistic is its largest z over classes and families. Vovk, Gammerman, Shafer: Algorithmic Learning in a
+Random World, 2005 (full conformal prediction): with n clean models and the suspect in one bag, each member's statistic
+is taken against the others. A clean suspect is as likely as any of them to have the largest, so
+
+    p = (1 + number of clean models with a statistic >= z) / (n + 1)
+
+is at most α with probability at most α: no distribution is assumed, and no poisoned model is needed. It holds for the
+whole scan, since the statistics are maxima.
 
 Differs from the book: none; "of the same kind" is a `Domain`, told from architecture, image size and class names.
 """
@@ -23,6 +28,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from audit_cli.checkpoint import strict_json
 from audit_cli.classifier import Classifier
 from audit_cli.errors import AuditError, PolicyError
@@ -32,6 +40,10 @@ from audit_cli.types import Finding, TrustedData
 
 RULE = "BD001"  # whose scores are calibrated
 SIZE_CAP = 4 * 2**20  # bytes of a calibration file
+SLACK = 0.05  # ours: of log scores; classes whose few clean scores happen to agree are not held to that
+LEAST = 0.05  # ours: smaller scores are all the same
+
+Scores = Mapping[tuple[str, str], float]  # (family, class name) -> score
 
 
 @dataclass(frozen=True)
@@ -47,12 +59,17 @@ class Domain:
     @classmethod
     def of(cls, classifier: Classifier, trusted: TrustedData) -> Domain:
         _, height, width = trusted.shape
-        names = (clean(name, 60).casefold() for name in trusted.class_names)
+        names = map(named, trusted.class_names)
         return cls(kind(classifier.arch), height, width, tuple(sorted(names)))
 
     def __str__(self) -> str:
         few = ", ".join(self.classes[:3]) + (" …" if len(self.classes) > 3 else "")
         return f"{self.arch}, {self.height} x {self.width}, {len(self.classes)} classes: {few}"
+
+
+def named(name: str) -> str:
+    """A class's name as a domain has it."""
+    return clean(name, 60).casefold()
 
 
 def kind(arch: str) -> str:
@@ -62,16 +79,13 @@ def kind(arch: str) -> str:
 
 @dataclass(frozen=True)
 class Clean:
-    """One clean model: sha256 over its files, accuracy on the trusted images, its largest score in each family."""
+    """One clean model: sha256 over its files, accuracy on the trusted images, and in each family a score for every
+    class of the domain, None where the search did not get so far."""
 
     digest: str
     arch: str
     accuracy: float
-    scores: Mapping[str, float]
-
-    def score(self, scales: Mapping[str, float]) -> float:
-        """The largest of its scores, in units of the families' scales."""
-        return max(value / scales.get(family, 1.0) for family, value in self.scores.items())
+    scores: Mapping[str, tuple[float | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -83,13 +97,37 @@ class Calibration:
     detector: str  # `fingerprint` of the detector
     trusted: str  # digest of the trusted images
     images: int
-    scales: Mapping[str, float]  # of each family; the policy's thresholds when the models were scored
     models: tuple[Clean, ...]
 
-    def p_value(self, family: str, score: float) -> float:
-        """Chance, at most, that a clean model of this domain has so high a score in any family; in (0, 1]."""
-        scaled = score / self.scales.get(family, 1.0)
-        return (1 + sum(model.score(self.scales) >= scaled for model in self.models)) / (len(self.models) + 1)
+    @property
+    def families(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(family for model in self.models for family in model.scores))
+
+    def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
+        """For each of the suspect's `scores`: the chance, at most, that a clean model of this domain has so unusual a
+        score anywhere; in (0, 1]. Families and classes that no clean model was scored on are left out."""
+        suspect = self._logs(self._by_class(scores))
+        clean_ones = torch.stack([self._logs(model.scores) for model in self.models])
+        highest = torch.empty(len(clean_ones), dtype=torch.float64)
+        for k, model in enumerate(clean_ones):
+            others = torch.cat([clean_ones[:k], clean_ones[k + 1 :], suspect[None]])
+            highest[k] = standard(model, others).nan_to_num(-torch.inf).max()
+        z = standard(suspect, clean_ones)
+        found = {}
+        for f, c in (~z.isnan()).nonzero().tolist():
+            rank = 1 + int((highest >= z[f, c]).sum())
+            found[self.families[f], self.domain.classes[c]] = rank / (len(self.models) + 1)
+        return found
+
+    def _by_class(self, scores: Scores) -> dict[str, tuple[float | None, ...]]:
+        return {f: tuple(scores.get((f, c)) for c in self.domain.classes) for f in self.families}
+
+    def _logs(self, scores: Mapping[str, Sequence[float | None]]) -> Tensor:
+        """(families, classes) of log scores, NaN where there is none."""
+        missing = (None,) * len(self.domain.classes)
+        rows = [scores.get(family, missing) for family in self.families]
+        values = [[math.nan if s is None else math.log(max(s, LEAST)) for s in row] for row in rows]
+        return torch.tensor(values, dtype=torch.float64)
 
     def resolves(self, alpha: float | None) -> bool:
         """Are there enough clean models for a p-value of `alpha`? Always when no p-value decides anything."""
@@ -101,7 +139,7 @@ class Calibration:
         return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
 
     def document(self) -> dict[str, object]:
-        return {"schema_version": 1, **asdict(self), "models": [asdict(model) for model in self.models]}
+        return {"schema_version": 2, **asdict(self), "models": [asdict(model) for model in self.models]}
 
     def statement(self, alpha: float | None) -> dict[str, object]:
         """The verdict's `calibration`. alpha: the accepted false-alarm rate, None when no p-value decides."""
@@ -117,17 +155,21 @@ class Calibration:
             "name": self.name,
             "digest": self.digest,
             "clean_models": n,
-            "threshold": self.thresholds(alpha),
+            "threshold": {},  # none that holds for every class
             "fpr": rate,
         }
 
-    def thresholds(self, alpha: float | None) -> dict[str, float]:
-        """Per family, the score that must be passed for a p-value of `alpha`; {} without one."""
-        if alpha is None:
-            return {}
-        allowed = math.floor(alpha * (len(self.models) + 1) + 1e-9) - 1
-        reached = sorted((model.score(self.scales) for model in self.models), reverse=True)[allowed]
-        return {family: round(reached * scale, 4) for family, scale in self.scales.items()}
+
+def standard(scores: Tensor, others: Tensor) -> Tensor:
+    """Log scores (families, classes) in deviations of the `others` (N, families, classes) from their mean, class by
+    class; of the whole family where fewer than two of them have the class. NaN where there is nothing to compare."""
+    known = ~others.isnan()
+    count, whole = known.sum(0), known.sum((0, 2))[:, None]
+    filled = others.nan_to_num(0.0)
+    mean = torch.where(count > 1, filled.sum(0) / count.clamp(min=1), filled.sum((0, 2))[:, None] / whole.clamp(min=1))
+    squares = torch.where(known, others - mean, 0.0).nan_to_num(0.0).square()
+    variance = torch.where(count > 1, squares.sum(0) / count.clamp(min=1), squares.sum((0, 2))[:, None] / whole)
+    return torch.where(whole > 1, (scores - mean) / (variance.sqrt() + SLACK), math.nan)
 
 
 def fingerprint(detector: object) -> str | None:
@@ -137,22 +179,34 @@ def fingerprint(detector: object) -> str | None:
     return hashlib.sha256(scoring.encode()).hexdigest()[:16] if isinstance(scoring, str) else None
 
 
-def clean_model(digest: str, classifier: Classifier, accuracy: float, findings: Iterable[Finding]) -> Clean:
+def clean_model(
+    digest: str, classifier: Classifier, accuracy: float, findings: Iterable[Finding], domain: Domain
+) -> Clean:
     """The entry of a clean model. Raises AuditError when its scan gave no score."""
-    scores: dict[str, float] = {}
-    for finding in findings:
-        if finding.rule_id == RULE:
-            scores[finding.family] = round(max(finding.score, scores.get(finding.family, 0.0)), 4)
+    scores = scores_of(findings)
     if not scores:
         raise AuditError(f"{classifier.arch}: the scan gave no {RULE} score; raise its budget or add trusted images")
-    return Clean(digest, classifier.arch, round(accuracy, 4), scores)
+    families = dict.fromkeys(family for family, _ in scores)
+    by_class = {f: tuple(scores.get((f, c)) for c in domain.classes) for f in families}
+    return Clean(digest, classifier.arch, round(accuracy, 4), by_class)
+
+
+def scores_of(findings: Iterable[Finding]) -> dict[tuple[str, str], float]:
+    """The scores that are calibrated, by family and class name as a `Domain` has it."""
+    return {
+        (f.family, named(f.target_name)): round(f.score, 4) for f in findings if f.rule_id == RULE and f.target_name
+    }
 
 
 def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) -> list[Finding]:
-    """The findings, those of BD001 with their p-value."""
+    """The findings, those of BD001 with their p-value where the calibration knows their family and class."""
     if calibration is None:
         return list(findings)
-    return [replace(f, p_value=calibration.p_value(f.family, f.score)) if f.rule_id == RULE else f for f in findings]
+    found = calibration.p_values(scores_of(findings))
+    return [
+        replace(f, p_value=found.get((f.family, named(f.target_name or "")))) if f.rule_id == RULE else f
+        for f in findings
+    ]
 
 
 def find(own: Sequence[Path], domain: Domain, detectors: Iterable[object]) -> Calibration | None:
@@ -180,7 +234,14 @@ def read(path: Path) -> Calibration:
         raise PolicyError(f"calibration {where}: {error}") from error
     if wrong := violations(document, "calibration"):
         raise PolicyError(f"calibration {where}: {wrong[0]}")
-    models = tuple(Clean(**model) for model in document.pop("models"))
     del document["schema_version"]
     domain = Domain(**document["domain"] | {"classes": tuple(document["domain"]["classes"])})
+    models = tuple(_model(entry, domain, where) for entry in document.pop("models"))
     return Calibration(**document | {"domain": domain, "models": models})
+
+
+def _model(entry: dict[str, Any], domain: Domain, where: str) -> Clean:
+    scores = {family: tuple(values) for family, values in entry["scores"].items()}
+    if any(len(values) != len(domain.classes) for values in scores.values()):
+        raise PolicyError(f"calibration {where}: needs a score, or null, for each of {len(domain.classes)} classes")
+    return Clean(**entry | {"scores": scores})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from toys import Planted
 
 from audit_cli.calibration import (
+    SLACK,
     Calibration,
     Clean,
     Domain,
@@ -32,35 +35,64 @@ SCORES = (0.9, 1.0, 1.1, 1.2)
 
 
 def calibration(domain: Domain = DOMAIN, detector: str = "0" * 16) -> Calibration:
+    """Birds need small triggers on every model, cats large ones; `additive` does not tell models apart."""
     models = tuple(
-        Clean(f"{k:064x}", "resnet8-cifar", 0.8, {"mask": score, "additive": 0.5}) for k, score in enumerate(SCORES)
+        Clean(f"{k:064x}", "resnet8-cifar", 0.8, {"mask": (2 * score, score / 2), "additive": (0.5, 0.5)})
+        for k, score in enumerate(SCORES)
     )
-    return Calibration("test", domain, detector, "f" * 64, 500, {"mask": 1.0, "additive": 2.0}, models)
+    return Calibration("test", domain, detector, "f" * 64, 500, models)
 
 
-@pytest.mark.parametrize(("score", "p"), [(0.1, 1.0), (0.95, 0.8), (1.2, 0.4), (1.21, 0.2), (99.0, 0.2)])
-def test_the_p_value_is_the_rank_among_the_clean(score: float, p: float) -> None:
-    assert calibration().p_value("mask", score) == pytest.approx(p)
-    assert calibration().p_value("additive", 2 * score) == pytest.approx(p)
+def p_of(bird: float, cat: float) -> dict[tuple[str, str], float]:
+    return calibration().p_values({("mask", "bird"): bird, ("mask", "cat"): cat})
+
+
+def test_a_score_is_compared_with_the_same_class() -> None:
+    assert p_of(2.1, 0.52)["mask", "bird"] > 0.4, "ordinary for a bird"
+    assert p_of(2.1, 2.1)["mask", "cat"] == pytest.approx(0.2), "of five models the most unusual: a cat like a bird"
+    assert p_of(2.1, 2.1)["mask", "bird"] > 0.4
+
+
+@pytest.mark.parametrize(("bird", "cat"), [(2.05, 0.5), (1.9, 0.7), (2.6, 0.61), (0.3, 0.3)])
+def test_the_p_value_is_the_rank_of_the_largest_deviation(bird: float, cat: float) -> None:
+    """Every member of the bag against the others, written out."""
+    bag = [(math.log(2 * s), math.log(s / 2)) for s in SCORES] + [(math.log(bird), math.log(cat))]
+
+    def deviation(k: int, c: int) -> float:
+        others = [member[c] for i, member in enumerate(bag) if i != k]
+        return (bag[k][c] - statistics.fmean(others)) / (statistics.pstdev(others) + SLACK)
+
+    largest = [max(deviation(k, 0), deviation(k, 1), 0.0) for k in range(4)]  # additive: all equal, no deviation
+    for c, name in enumerate(DOMAIN.classes):
+        expected = (1 + sum(z >= deviation(4, c) for z in largest)) / 5
+        assert p_of(bird, cat)["mask", name] == pytest.approx(expected)
 
 
 def test_p_values_of_clean_models_are_never_too_small() -> None:
     """Exchangeability: P(p <= α) <= α, over many draws of the calibration and a further clean model."""
     g = torch.Generator().manual_seed(0)
-    small, draws, n = 0, 4000, 19
+    small, draws, n = 0, 1500, 19
     for _ in range(draws):
-        values = torch.randn(n + 1, generator=g).exp().tolist()
-        models = tuple(Clean("0" * 64, "a", 0.9, {"mask": value}) for value in values[:n])
-        small += replace(calibration(), models=models).p_value("mask", values[n]) <= 0.05 + 1e-9
-    assert small / draws == pytest.approx(0.05, abs=0.012)
+        values = (torch.randn(n + 1, 2, generator=g) * torch.tensor([0.1, 0.4])).exp().tolist()
+        models = tuple(Clean("0" * 64, "a", 0.9, {"mask": tuple(value)}) for value in values[:n])
+        suspect = dict(zip((("mask", "bird"), ("mask", "cat")), values[n], strict=True))
+        small += min(replace(calibration(), models=models).p_values(suspect).values()) <= 0.05 + 1e-9
+    assert small / draws == pytest.approx(0.05, abs=0.015)
+
+
+def test_classes_that_few_models_have_are_compared_with_the_family() -> None:
+    """As in a race: each model has scores for the classes that came through."""
+    models = [
+        replace(model, scores={"mask": (1.0 + k / 10, None) if k else (None, 1.0)})
+        for k, model in enumerate(calibration().models)
+    ]
+    found = replace(calibration(), models=tuple(models)).p_values({("mask", "cat"): 9.0, ("warp", "cat"): 1.0})
+    assert found == {("mask", "cat"): pytest.approx(0.2)}, "cat is compared; warp is no family of this calibration"
 
 
 def test_the_statement_says_what_alpha_guarantees() -> None:
     told = calibration().statement(0.4)
     assert (told["fpr"], told["clean_models"]) == (pytest.approx(2 / 5), 4)
-    assert told["threshold"] == {"mask": 1.1, "additive": 2.2}
-    above, at = calibration().p_value("mask", 1.1001), calibration().p_value("mask", 1.1)
-    assert above <= 0.4 < at
     assert calibration().statement(None)["fpr"] is None
 
 
@@ -131,20 +163,31 @@ def test_the_reference_has_no_part_in_the_fingerprint() -> None:
 
 
 def test_only_bd001_gets_a_p_value() -> None:
-    findings = [Finding("BD001", 1.15, ""), Finding("BD002", 1.15, "")]
-    assert [f.p_value for f in with_p_values(findings, calibration())] == [pytest.approx(0.4), None]
+    findings = [Finding(rule, 2.1, "", family="mask", target_class=1, target_name="CAT") for rule in ("BD001", "BD002")]
+    assert [f.p_value for f in with_p_values(findings, calibration())] == [pytest.approx(0.2), None]
+    assert with_p_values([replace(findings[0], target_name="dog")], calibration())[0].p_value is None
     assert with_p_values(findings, None) == findings
 
 
-def test_the_entry_of_a_model_keeps_each_family_s_largest() -> None:
+def test_the_entry_of_a_model_has_a_place_for_every_class() -> None:
     toy = Planted().classifier()
-    findings = [Finding("BD001", score, "", family=f) for score, f in ((0.5, "mask"), (0.9, "mask"), (0.7, "warp"))]
-    entry = clean_model("0" * 64, toy, 0.9, [*findings, Finding("BD002", 5.0, "", family="mask")])
-    assert entry.scores == {"mask": 0.9, "warp": 0.7}
-    assert entry.score({"mask": 1.0, "warp": 0.5}) == 1.4
-    assert entry.score({}) == 0.9
+    of = (("mask", "cat", 0.5), ("mask", "Bird", 0.9), ("warp", "cat", 0.7))
+    findings = [Finding("BD001", score, "", family=f, target_name=c) for f, c, score in of]
+    other = Finding("BD002", 5.0, "", family="mask", target_name="cat")
+    assert clean_model("0" * 64, toy, 0.9, [*findings, other], DOMAIN).scores == {
+        "mask": (0.9, 0.5),
+        "warp": (None, 0.7),
+    }
     with pytest.raises(AuditError, match="no BD001 score"):
-        clean_model("0" * 64, toy, 0.9, [Finding("BD107", 1.0, "")])
+        clean_model("0" * 64, toy, 0.9, [Finding("BD107", 1.0, "")], DOMAIN)
+
+
+def test_a_file_whose_scores_fit_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    document = calibration().document()
+    path.write_text(json.dumps(document | {"domain": {**document["domain"], "classes": ["a", "b", "c"]}}))  # type: ignore[dict-item]
+    with pytest.raises(PolicyError, match="for each of 3 classes"):
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +195,7 @@ def test_the_entry_of_a_model_keeps_each_family_s_largest() -> None:
     [
         ({"models": []}, "models"),
         ({"extra": 1}, "extra"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"detector": "x"}, "detector"),
         ({"domain": {"arch": "a", "height": 32, "width": 32}}, "classes"),
     ],

@@ -139,8 +139,10 @@ def table(
     by_count: Annotated[Path | None, typer.Option(help="PNG or SVG: asr and AUC against the poison count.")] = None,
 ) -> int:
     """Render what the cells in FOLDER say: attacks, detectability, robustness."""
+    from audit_cli.calibration import RULE
     from audit_cli.checkpoint.save import write_atomically
     from audit_cli.games import ablation, summary, tables
+    from audit_cli.games.by_class import BY_CLASS, with_by_class
     from audit_cli.games.cells import read_cells
 
     cells: dict[str, Any] = {game: read_cells(folder / game) for game in TABLES}
@@ -150,11 +152,11 @@ def table(
     victims = cells["zoo"] or list({c["victim"]: c for game in TABLES for c in cells[game]}.values())
     rows["attacks"] = summary.attacks_table(victims, by_network)
     for (detector,), group in summary.grouped(cells["detectability"], "detector").items():
-        once = [cell for cell in group if not cell.get("turn")]
-        for statistic in summary.statistics(group):
-            if rule in ("all", statistic.name):
+        once = with_by_class([cell for cell in group if not cell.get("turn")])
+        for statistic in summary.statistics(once):
+            if rule in ("all", statistic.name) or (rule, statistic.name) == (RULE, BY_CLASS):
                 rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(once, statistic)
-                if len(once) < len(group):
+                if len(once) < len(group) and statistic.name != BY_CLASS:
                     rows[f"stability, {detector}, {statistic.name}"] = ablation.stability_table(group, statistic)
         if what_pays:
             rows[f"ablation, {detector}"] = ablation.ablation_table(once)

@@ -101,7 +101,7 @@ def calibrate(
 def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: Calibrated, context: Context) -> Clean:
     """The entry of one clean model. Raises UnsupportedError when it fails the sanity checks."""
     from audit_cli.audit import measure
-    from audit_cli.calibration import clean_model
+    from audit_cli.calibration import Domain, clean_model
     from audit_cli.policy import judge
     from audit_cli.repairs.attempt import today
 
@@ -110,7 +110,8 @@ def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: C
     if verdict == "INCONCLUSIVE":
         raise UnsupportedError(f"{clean(str(checkpoint.source))}: cannot be scored: {reasons[0]}")
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
-    return clean_model(checkpoint.manifest_digest, subject.classifier, float(accuracy or 0.0), findings)
+    domain = Domain.of(subject.classifier, subject.trusted)
+    return clean_model(checkpoint.manifest_digest, subject.classifier, float(accuracy or 0.0), findings, domain)
 
 
 def _with(
@@ -126,13 +127,12 @@ def _with(
     """The calibration with one more model. Raises UsageError when it is of another kind."""
     from dataclasses import replace
 
-    from audit_cli.calibration import RULE, Calibration, Domain, fingerprint
+    from audit_cli.calibration import Calibration, Domain, fingerprint
 
     domain = Domain.of(subject.classifier, subject.trusted)
     mark = fingerprint(detector) or ""
     if calibration is None:
-        scales = {family.name: policy.rules[RULE].limit(family.name) for family in detector.families}
-        return Calibration(name, domain, mark, raw.digest, len(raw), scales, (entry,))
+        return Calibration(name, domain, mark, raw.digest, len(raw), (entry,))
     here = (calibration.domain, calibration.detector, calibration.trusted)
     if here != (domain, mark, raw.digest):
         raise UsageError(

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audit_cli.games.config import CLEAN
-from audit_cli.games.summary import Row, Statistic, bootstrap, flagged, grouped, mean, scores_of, statistics, tpr_at
+from audit_cli.games.summary import (
+    Row,
+    Statistic,
+    bootstrap,
+    flagged,
+    grouped,
+    judged,
+    mean,
+    scores_of,
+    statistics,
+    tpr_at,
+)
 from audit_cli.metrics import auroc, wilson
 
 Cells = Sequence[Mapping[str, Any]]
@@ -28,9 +39,10 @@ def ablation_table(cells: Cells) -> list[Row]:
         low, high = bootstrap(negatives, positives, auroc)
         row: Row = {"statistic": statistic.name, "clean": len(negatives), "planted": len(positives)}
         row |= {"auc": auroc(negatives, positives), "low": low, "high": high}
-        row |= {"tpr@0.05": tpr_at(negatives, positives, 0.05), "false alarms": flagged(negatives)["flagged"]}
-        row |= {"flagged": flagged(positives)["flagged"], "cpu s": mean(cost(c, statistic) for c in cells)}
-        rows.append(row)
+        row |= {"tpr@0.05": tpr_at(negatives, positives, 0.05)}
+        if judged(statistic):
+            row |= {"false alarms": flagged(negatives)["flagged"], "flagged": flagged(positives)["flagged"]}
+        rows.append(row | {"cpu s": mean(cost(c, statistic) for c in cells)})
     return rows
 
 
@@ -53,7 +65,7 @@ def cost(cell: Mapping[str, Any], statistic: Statistic) -> float:
     used = [
         seconds
         for rule, _, family, seconds in ((*key.partition("/"), seconds) for key, seconds in costs.items())
-        if rule == statistic.rule and (statistic.families is None or family in statistic.families)
+        if statistic.rule.startswith(rule) and (statistic.families is None or family in statistic.families)
     ]
     return sum(used) if used and statistic.families is not None else float(cell["cpu_seconds"])
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from audit_cli.games.by_class import BY_CLASS
 from audit_cli.games.config import CLEAN
 from audit_cli.metrics import auroc, wilson
 from audit_cli.policy import Policy
@@ -128,13 +129,18 @@ def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, se
             low, high = bootstrap(clean, scores, auroc, seed)
             row |= {"auc": auroc(clean, scores), "low": low, "high": high}
             row |= {f"tpr@{rate:g}": tpr_at(clean, scores, rate) for rate in FALSE_ALARMS}
-            row |= flagged(scores)
+            row |= flagged(scores) if judged(statistic) else {}
             right = [statistic.named(c) == c["target"] for c in planted if c["target"] is not None]
             row["target named"] = mean(map(float, right))
         rows.append(row)
     if len(clean):
-        rows.append({"attack": CLEAN, "clean": len(clean), **flagged(clean)})
+        rows.append({"attack": CLEAN, "clean": len(clean), **(flagged(clean) if judged(statistic) else {})})
     return rows
+
+
+def judged(statistic: Statistic) -> bool:
+    """Is there a threshold for it? Deviations from clean models have none."""
+    return statistic.rule != BY_CLASS
 
 
 def flagged(scores: Tensor) -> Row:

@@ -1,0 +1,51 @@
+"""Scores in deviations from the clean models' own, class by class."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+
+from audit_cli.calibration import SLACK
+from audit_cli.games.by_class import BY_CLASS, with_by_class
+from audit_cli.games.summary import Statistic, detection_table
+
+
+def cell(attack: str, first: float, second: float) -> dict[str, Any]:
+    return {
+        "attack": attack,
+        "poison_count": 0 if attack == "clean" else 10,
+        "planted": attack != "clean",
+        "target": None if attack == "clean" else 1,
+        "asr": None if attack == "clean" else {"value": 0.9},
+        "scores": {"BD001/mask": {"0": [first, 1.0], "1": [second, 1.0]}, "BD002/mask": {"0": [9.0, 1.0]}},
+    }
+
+
+CLEAN = [cell("clean", 1.2 + 0.02 * k, 0.6 + 0.01 * k) for k in range(5)]
+
+
+def test_a_class_is_compared_with_itself_on_clean_models() -> None:
+    """1.1 is small for class 0 and very large for class 1."""
+    cells = with_by_class([*CLEAN, cell("badnets", 1.2, 1.1)])
+    row = cells[-1]["scores"][f"{BY_CLASS}/mask"]
+    logs = [math.log(c["scores"]["BD001/mask"]["1"][0]) for c in CLEAN]
+    assert row["1"][0] == pytest.approx((math.log(1.1) - statistics.fmean(logs)) / (statistics.pstdev(logs) + SLACK))
+    assert row["0"][0] < 0 < row["1"][0]
+    assert detection_table(cells, Statistic("BD001"))[0]["auc"] == pytest.approx(0.1)
+    table = detection_table(cells, Statistic(BY_CLASS))
+    assert (table[0]["auc"], table[0]["target named"]) == (1.0, 1.0)
+    assert "flagged" not in table[0], "no threshold of the policy applies to deviations"
+
+
+def test_a_clean_model_is_not_compared_with_itself() -> None:
+    odd = [*CLEAN, cell("clean", 5.0, 0.6)]
+    values = [c["scores"][f"{BY_CLASS}/mask"]["0"][0] for c in with_by_class(odd)]
+    assert values[-1] > 10, "with itself among the others it would be no more than sqrt(5)"
+
+
+def test_too_few_clean_models_change_nothing() -> None:
+    few = [*CLEAN[:2], cell("badnets", 1.2, 1.1)]
+    assert with_by_class(few) == few
