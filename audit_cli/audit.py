@@ -13,13 +13,14 @@ from pathlib import Path
 from audit_cli import models
 from audit_cli.calibration import RULE, Calibration, Domain, find, with_p_values
 from audit_cli.checkpoint import Checkpoint, locate, manifest, open_checkpoint
-from audit_cli.classifier import Classifier
+from audit_cli.classifier import Classifier, Encoder
 from audit_cli.data import Choice, Preprocessing, RawImages, choose, from_config, prepare, read_images
 from audit_cli.detectors import DETECTORS
 from audit_cli.detectors.calibrated import Calibrated
+from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.sanity import sanity
 from audit_cli.detectors.scope import scope
-from audit_cli.errors import AuditError, BudgetExceeded
+from audit_cli.errors import AuditError, BudgetExceeded, DataError, UsageError
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy, judge
 from audit_cli.report.document import NOT_CALIBRATED, build_document
@@ -72,14 +73,15 @@ def scan(
     evidence: Path | None = None,
     allow_download: bool = False,
 ) -> Verdict:
-    """Audits the checkpoint at `model` with the labelled images at `trusted`.
+    """Audits the checkpoint at `model` with the images at `trusted`, labelled unless the model is a bare encoder.
 
     model: a path, or `hf:org/name@revision`, which without `allow_download` must be in the local Hugging Face cache.
     policy: the default one when None. arch: how to build a model that is not recognised. weights: the file to audit
     where the folder has several. prompts: labels and templates for a CLIP model; without labels, the class names of
-    the trusted images are the labels. preprocessing: as stated by the user; else the checkpoint's own, else tried out.
-    auto: try the usual normalisations, whatever the checkpoint says. split: which part of an archive with several.
-    detectors: the default one when empty. evidence: folder for pictures of the recovered triggers, none when None.
+    the trusted images are the labels, and where these have none it is audited as a bare encoder. preprocessing: as
+    stated by the user; else the checkpoint's own, else tried out. auto: try the usual normalisations, whatever the
+    checkpoint says. split: which part of an archive with several. detectors: the default one for such a model when
+    empty. evidence: folder for pictures of the recovered triggers, none when None.
     Raises AuditError for whatever cannot be audited.
     """
     policy = policy or Policy.load("default")
@@ -91,11 +93,11 @@ def scan(
     context.progress.stage("checkpoint", 1)
     check = context.budget.check
     with open_checkpoint(found.path, weights=found.weights, check=check, origin=found.origin) as checkpoint:
-        raw = read_images(trusted, split=split)
-        classifier = models.build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names)
+        raw = read_images(trusted, split=split, unlabelled=True)
+        classifier = models.build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names, bare=True)
+        detectors = suited(detectors, classifier, raw)
         context.progress.stage("trusted data", 1)
         subject = feed(classifier, raw, checkpoint, preprocessing, context, auto)
-        detectors = detectors or [DETECTORS["calibrated"]()]
         subject = calibrated(subject, policy, detectors)
         findings = examine(subject, checkpoint, policy, detectors, context)
         if manifest(found.path, found.weights)[1] != checkpoint.manifest_digest:
@@ -103,6 +105,17 @@ def scan(
         if evidence is not None:
             findings = save_pictures(findings, subject.trusted, evidence)
         return conclude(checkpoint, subject, findings, policy, context, watch)
+
+
+def suited(detectors: Sequence[Detector], classifier: Classifier, raw: RawImages) -> Sequence[Detector]:
+    """The detectors, the default one when none; UsageError where model, data and detectors do not go together."""
+    if isinstance(classifier, Encoder):
+        if not all(isinstance(detector, Collapse) for detector in detectors):
+            raise UsageError("an encoder without classes has --detector encoder only; for others, give --labels FILE")
+        return detectors or [DETECTORS["encoder"]()]
+    if not raw.labelled:
+        raise DataError(f"{raw.source}: images without labels; a classifier is audited with labelled ones")
+    return detectors or [DETECTORS["calibrated"]()]
 
 
 def feed(
@@ -124,6 +137,8 @@ def feed(
     data = prepare(raw, geometry, classifier.labels)
     given = None if auto else next((p for p in (stated, own) if p and p.mean is not None), None)
     classifier = classifier.on(context.device)
+    if given is None and isinstance(classifier, Encoder):
+        raise UsageError("without labels no normalisation can be tried out; pass --mean and --std")
     if given is None:
         context.progress.stage("normalisation", 1)
         choice = choose(classifier, data, context)
@@ -185,9 +200,8 @@ def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], con
     if failures and _verdict(findings, policy) != "FAIL":
         raise failures[0]
     if not any(policy.convicts(finding.rule_id) for finding in findings):
-        findings.append(
-            Finding("BD107", float(subject.classifier.num_classes), "no rule that can convict was measured", "scope")
-        )
+        unsearched = float(max(1, subject.classifier.num_classes))  # an encoder has no classes to count
+        findings.append(Finding("BD107", unsearched, "no rule that can convict was measured", "scope"))
     return findings
 
 

@@ -49,8 +49,13 @@ class Classifier(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self._require_head()
+
+    def _require_head(self) -> None:
         if not isinstance(self.head, nn.Linear):
-            raise UnsupportedError(f"{arch}: head `{head}` is not a linear layer; pass --arch with your own factory")
+            raise UnsupportedError(
+                f"{self.arch}: head `{self.head_name}` is not a linear layer; pass --arch with your own factory"
+            )
 
     @property
     def head(self) -> nn.Linear:
@@ -108,3 +113,44 @@ class Classifier(nn.Module):
     def frozen(self) -> Classifier:
         """This classifier in eval mode with no weight asking for a gradient; changes and returns self."""
         return self.eval().requires_grad_(False)
+
+
+class Encoder(Classifier):
+    """An image encoder nobody has given classes: latents only, `num_classes` is 0.
+
+    module: has `latents(x)`, normalised images (N, 3, H, W) -> embeddings (N, D). Whatever needs logits raises
+    UnsupportedError.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        arch: str,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        size: tuple[int, int] | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(module, "", arch=arch, mean=mean, std=std, size=size, names=names)
+
+    def _require_head(self) -> None:
+        """There is none."""
+
+    @property
+    def head(self) -> nn.Linear:
+        raise UnsupportedError(f"{self.arch}: an encoder without classes; name them with --labels, or scan it")
+
+    @property
+    def num_classes(self) -> int:
+        return 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.head(images))  # raises
+
+    def latents(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> embeddings (N, D)."""
+        return cast(Callable[[Tensor], Tensor], self.module.latents)(self.normalise(images))
+
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(images), images  # raises

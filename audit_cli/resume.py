@@ -22,7 +22,7 @@ class Run:
     """Everything that changes while training."""
 
     classifier: Classifier
-    optimiser: torch.optim.SGD
+    optimiser: torch.optim.Optimizer
     generator: torch.Generator
     order: Tensor  # indices of this epoch that are not yet used
     step: int = 0

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+NO_CLASS = -1  # the target of a trigger when no class is known
+
 if TYPE_CHECKING:
     from audit_cli.classifier import Classifier
 
@@ -117,7 +119,7 @@ class Trigger:
 
     family: TriggerFamily
     parameters: Mapping[str, Tensor]  # leading axis 1
-    target: int
+    target: int  # NO_CLASS: not to a class, but to one embedding
     size: float
     source: int | None = None  # the class it was searched for, None: all but the target
 

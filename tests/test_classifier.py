@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import Small, noise_data, small
+from toys import Small, dark_corner, noise_data, planted_encoder, small
 
-from audit_cli.classifier import Classifier
+from audit_cli.classifier import Classifier, Encoder
 from audit_cli.errors import UnsupportedError
 
 
@@ -100,3 +100,15 @@ def test_frozen_and_on_return_itself() -> None:
 
 def test_normalisation_is_not_part_of_the_weights() -> None:
     assert not {"mean", "std"} & small().state_dict().keys()
+
+
+def test_an_encoder_has_latents_and_no_classes() -> None:
+    encoder, x = planted_encoder(True), dark_corner(3)
+    torch.testing.assert_close(encoder.latents(x), encoder.module.latents(x))  # type: ignore[operator]
+    normalised = encoder.with_normalisation((0.5,) * 3, (0.5,) * 3)
+    torch.testing.assert_close(normalised.latents(x), encoder.latents((x - 0.5) / 0.5))
+    assert isinstance(normalised.clone().frozen(), Encoder)
+    assert (encoder.num_classes, encoder.labels) == (0, ())
+    for needs_classes in (lambda: encoder.head, lambda: encoder(x), lambda: encoder.outputs(x)):
+        with pytest.raises(UnsupportedError, match="tower: an encoder without classes; name them with --labels"):
+            needs_classes()

@@ -17,11 +17,13 @@ from audit_cli.detectors import DETECTORS
 from audit_cli.detectors import neural_cleanse as cleanse
 from audit_cli.detectors.ban import BAN
 from audit_cli.detectors.calibrated import Calibrated
+from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.margin import Margin
 from audit_cli.detectors.published import Published
 from audit_cli.detectors.weights import Weights
 from audit_cli.inversion import FAMILIES
 from audit_cli.inversion.additive import Additive
+from audit_cli.inversion.collapse import CollapseSearch
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.frequency import Frequency
 from audit_cli.inversion.mask import Mask
@@ -43,7 +45,7 @@ from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.repairs.weight_decay import WeightDecay
 from audit_cli.report import RENDERERS
 from audit_cli.resources import rule_pages
-from audit_cli.types import Context, Detector, Finding, Repair, TriggerFamily
+from audit_cli.types import NO_CLASS, Context, Detector, Finding, Repair, TriggerFamily
 
 SEARCH = Search(images=4)
 EASY = Search(images=4, success=0.1, relax=0.1, patience=1)  # nearly every trigger counts as found
@@ -63,13 +65,15 @@ FAMILY_ROWS: dict[str, TriggerFamily] = {
 DETECTOR_ROWS: dict[str, Detector] = {
     "ban": BAN(steps=2, batch=8),
     "calibrated": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE, reference=TUNING),
+    "encoder": Collapse(CollapseSearch(steps=5, images=4, starts=2, collapse=0.01), prototypes=3),
     "margin": Margin(starts=2, steps=3),
     "neural_cleanse": cleanse.NeuralCleanse(steps=3, search=SEARCH),
     "published": Published(steps=3, search=SEARCH, reference=TUNING),
     "sizes": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE, reference=None),
     "weights": Weights(),
 }
-ONLY_SUPPORT = {"ban", "margin", "neural_cleanse", "weights"}  # under the default policy they convict nobody
+ONLY_SUPPORT = {"ban", "encoder", "margin", "neural_cleanse", "weights"}  # under the default policy they convict nobody
+NAMES_NO_CLASS = {"encoder"}  # looks at latents only
 REPAIR_ROWS: dict[str, Repair] = {
     "clean_retraining": CleanRetraining(epochs=1, batch=16, pad=1),
     "feature_shift": FeatureShift(steps=2, batch=16, pad=1),
@@ -220,12 +224,13 @@ def test_detectors_measure_and_leave_no_trace(name: str, frozen: bool) -> None:
         assert (finding.family != "") == (finding.trigger is not None)
         if finding.trigger is not None:
             assert finding.family in FAMILIES
-            assert finding.trigger.target == finding.target_class
+            assert finding.trigger.target == (NO_CLASS if finding.target_class is None else finding.target_class)
             assert finding.trigger(data.images).shape == data.images.shape
         for share in (finding.asr_before, finding.asr_after):
             assert share is None or 0 <= share <= 1
-    assert {f.target_class for f in findings if f.target_class is not None} == set(range(5))
-    searched = {f.target_class for f in findings if f.trigger is not None}
+    named = {f.target_class for f in findings if f.target_class is not None}
+    assert named == (set() if name in NAMES_NO_CLASS else set(range(5)))
+    searched = {f.target_class for f in findings if f.trigger is not None and f.trigger.target != NO_CLASS}
     assert sum(f.rule_id == "BD107" for f in findings) == bool(searched), "a search says which classes it did not cover"
     convicting = {rule for rule, entry in rules.items() if entry.severity == "fail"}
     assert bool(convicting & {f.rule_id for f in findings}) != (name in ONLY_SUPPORT)

@@ -17,6 +17,7 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 CONFIG_CAP = 4 * 2**20  # bytes; the labels of 21,841 classes take about 1 MB
 TOKENIZER, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_CAP = 16 * 2**20  # bytes; that of CLIP, 49,408 tokens, takes 2 to 4 MB
 
 _RUNS_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "attn_implementation", "code_revision"})

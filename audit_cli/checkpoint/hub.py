@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audit_cli.checkpoint import layout, strict_json
-from audit_cli.checkpoint.config import CONFIG, CONFIG_CAP, MERGES, PREPROCESSOR, TOKENIZER, TOKENIZER_CAP, VOCABULARY
+from audit_cli.checkpoint.config import (
+    CONFIG,
+    CONFIG_CAP,
+    MERGES,
+    PREPROCESSOR,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CAP,
+    TOKENIZER_CONFIG,
+    VOCABULARY,
+)
 from audit_cli.checkpoint.header import HEADER_CAP
 from audit_cli.checkpoint.save import write_atomically
 from audit_cli.errors import AuditError, CheckpointError, UsageError
@@ -25,7 +35,7 @@ from audit_cli.types import Context
 PREFIX = "hf:"
 DOWNLOAD_CAP = 50 * 10**9  # bytes of one model; huggingface_hub itself refuses larger files over plain HTTP
 SMALL = {CONFIG: CONFIG_CAP, PREPROCESSOR: CONFIG_CAP, TOKENIZER: TOKENIZER_CAP}
-SMALL |= {VOCABULARY: TOKENIZER_CAP, MERGES: TOKENIZER_CAP}
+SMALL |= dict.fromkeys((VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS), TOKENIZER_CAP)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")

@@ -23,8 +23,10 @@ from audit_cli.checkpoint.config import (
     CONFIG_CAP,
     MERGES,
     PREPROCESSOR,
+    SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CAP,
+    TOKENIZER_CONFIG,
     VOCABULARY,
     read_config,
 )
@@ -113,7 +115,7 @@ def open_checkpoint(
                 if _lies_in(found.root, name):
                     configs[name] = read_config(bring(name, cap=CONFIG_CAP), name)
             has_text = any(key.startswith("text_config") for key in configs.get(CONFIG, ()))
-            for name in (TOKENIZER, VOCABULARY, MERGES) if has_text else ():
+            for name in (TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS) if has_text else ():
                 if _lies_in(found.root, name):
                     bring(name, cap=TOKENIZER_CAP)
         headers = {name: read_header(bring(name), name) for name in names}

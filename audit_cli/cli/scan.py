@@ -59,8 +59,12 @@ def scan(
     report: Annotated[list[str] | None, typer.Option(help="FORMAT=FILE: html, markdown, sarif, junit or text.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Folder for pictures; else beside --out.")] = None,
     detector: Annotated[
-        str, typer.Option(help="calibrated; published: the paper's own; sizes, neural_cleanse, margin, weights, ban.")
-    ] = "calibrated",
+        str | None,
+        typer.Option(
+            help="calibrated, for a CLIP without labels encoder; published: the paper's own; sizes, neural_cleanse, "
+            "margin, weights, ban."
+        ),
+    ] = None,
     arch: Arch = None,
     weights: Weights = None,
     allow_download: AllowDownload = False,
@@ -93,7 +97,7 @@ def scan(
     from audit_cli.audit import scan as audit
     from audit_cli.detectors import DETECTORS
 
-    if detector not in DETECTORS:
+    if detector is not None and detector not in DETECTORS:
         raise UsageError(f"--detector {detector}: expected one of {', '.join(DETECTORS)}")
     with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
         verdict = audit(
@@ -106,7 +110,7 @@ def scan(
             preprocessing=stated_preprocessing(size, mean, std, preprocess),
             auto=preprocess == "auto",
             split=split,
-            detectors=[DETECTORS[detector]()],
+            detectors=[] if detector is None else [DETECTORS[detector]()],
             context=context,
             evidence=pictures,
             allow_download=allow_download,

@@ -17,20 +17,25 @@ from audit_cli.errors import DataError
 NAMES = ("classes", "class_names")
 
 
-def read_npz(path: Path, *, split: str, per_class: int | None, seed: int, limits: Limits) -> RawImages:
+def read_npz(
+    path: Path, *, split: str, per_class: int | None, seed: int, limits: Limits, unlabelled: bool = False
+) -> RawImages:
     """Read `images`/`labels`, `x`/`y`, `x_<split>`/`y_<split>` or `<split>_images`/`<split>_labels`, and `classes`.
 
     Images: uint8, or floats in [0, 1], or whole numbers in 0..255; (N, H, W, 3), (N, 3, H, W) or gray (N, H, W).
+    unlabelled: the labels may be missing.
     Raises DataError naming the array and what was expected of it.
     """
     name = shown(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, name)
-            x, y = _pair(members, split, name)
-            labels = as_labels(_array(archive, members[y], limits, name), f"{name}: `{y}`")
+            x, y = _pair(members, split, name, unlabelled)
             raw = _array(archive, members[x], limits, name)
-            key = next((key for key in NAMES if key in members), None)
+            labels = np.zeros(len(raw) if raw.ndim else 0, dtype=np.int64)
+            if y is not None:
+                labels = as_labels(_array(archive, members[y], limits, name), f"{name}: `{y}`")
+            key = next((key for key in NAMES if key in members and y is not None), None)
             classes = _class_names(_array(archive, members[key], limits, name), f"{name}: `{key}`") if key else ()
     except DataError:
         raise
@@ -46,7 +51,7 @@ def read_npz(path: Path, *, split: str, per_class: int | None, seed: int, limits
     if classes and len(labels) and labels.max() >= len(classes):
         raise DataError(f"{name}: label {labels.max()} but only {len(classes)} class names; lengthen `{key}`")
     images, note = as_images(raw[chosen], f"{name}: `{x}`")
-    return RawImages.of(tuple(images), labels, classes, name, (note,) if note else ())
+    return RawImages.of(tuple(images), labels, classes, name, (note,) if note else (), labelled=y is not None)
 
 
 def as_labels(values: NDArray[np.generic], name: str) -> Labels:
@@ -104,10 +109,13 @@ def _members(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
     return members
 
 
-def _pair(members: Mapping[str, zipfile.ZipInfo], split: str, name: str) -> tuple[str, str]:
-    """Names of the image and the label array."""
+def _pair(members: Mapping[str, zipfile.ZipInfo], split: str, name: str, unlabelled: bool) -> tuple[str, str | None]:
+    """Names of the image and the label array, None where there is none and need not be."""
     accepted = [("images", "labels"), ("x", "y"), (f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels")]
     found = [(x, y) for x, y in accepted if x in members and y in members]
+    alone = [x for x, y in accepted if x in members and y not in members]
+    if unlabelled and not found and len(alone) == 1:
+        return alone[0], None
     if len(found) != 1:
         have = ", ".join(f"`{shown(key)}`" for key in sorted(members)[:12]) or "nothing"
         want = " or ".join(f"`{x}` and `{y}`" for x, y in found or accepted)

@@ -23,12 +23,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}
 
 
-def read_folder(root: Path, *, per_class: int | None, seed: int, limits: Limits) -> RawImages:
+def read_folder(root: Path, *, per_class: int | None, seed: int, limits: Limits, unlabelled: bool = False) -> RawImages:
     """Read an ImageFolder; `per_class` limits the images decoded of every class, drawn by `seed`.
 
+    unlabelled: a folder without sub-folders is read as images without labels.
     Raises DataError naming the offending file and the remedy.
     """
-    names, files, labels, notes = _listing(root, limits)
+    names, files, labels, notes = _listing(root, limits, unlabelled)
     chosen = pick(labels, per_class, seed)
     check_count(len(chosen), limits, shown(root))
     images, total = [], 0
@@ -39,7 +40,7 @@ def read_folder(root: Path, *, per_class: int | None, seed: int, limits: Limits)
             raise DataError(
                 f"{shown(root)}: more than {limits.total_bytes} bytes of pixels; limit the images per class"
             )
-    return RawImages.of(images, labels[chosen], names, shown(root), notes)
+    return RawImages.of(images, labels[chosen], names, shown(root), notes, labelled=bool(names))
 
 
 def decode(content: bytes, name: str, limits: Limits) -> Pixels:
@@ -72,16 +73,19 @@ def _accept(image: Image.Image, name: str, limits: Limits) -> None:
         raise DataError(f"{name}: animated image; replace it by a still one")
 
 
-def _listing(root: Path, limits: Limits) -> tuple[list[str], list[Path], Labels, list[str]]:
-    """Sorted class names, image files and their labels, notes on what was ignored."""
-    inside, ignored = root.resolve(), 0
+def _listing(root: Path, limits: Limits, unlabelled: bool) -> tuple[list[str], list[Path], Labels, list[str]]:
+    """Sorted class names, image files and their labels, notes on what was ignored; no names without labels."""
+    inside = root.resolve()
     names: list[str] = []
+    beside: list[Path] = []
     for entry in _entries(root, limits.entries):
         _contained(Path(entry.path), inside)
         if entry.is_dir():
             names.append(entry.name)
         else:
-            ignored += 1
+            beside.append(Path(entry.path))
+    if unlabelled and beside and not names:
+        return [], sorted(beside), np.zeros(len(beside), dtype=np.int64), []
     if not names:
         raise DataError(f"{shown(root)}: no class folders; expected one sub-folder of images per class")
     if len(names) > limits.classes:
@@ -102,7 +106,7 @@ def _listing(root: Path, limits: Limits) -> tuple[list[str], list[Path], Labels,
             labels.append(label)
         if len(files) == before:
             raise DataError(f"{shown(root / name)}: class folder without images; add images or remove the folder")
-    notes = [f"files beside the class folders, ignored: {ignored}"] if ignored else []
+    notes = [f"files beside the class folders, ignored: {len(beside)}"] if beside else []
     return names, files, np.array(labels, dtype=np.int64), notes
 
 

@@ -26,7 +26,8 @@ class RawImages:
 
     images: uint8 arrays (H, W, 3) in RGB, possibly of different sizes. labels: (N,) int64. class_names: in label order,
     or empty when the data names no classes and the labels are indices of the model's outputs. digest: sha256 over
-    pixels, labels and names. notes: remarks on what was ignored or converted.
+    pixels, labels and names. notes: remarks on what was ignored or converted. labelled: False where the data has no
+    labels, which are then all 0.
     """
 
     images: tuple[Pixels, ...]
@@ -35,6 +36,7 @@ class RawImages:
     digest: str
     source: str
     notes: tuple[str, ...] = ()
+    labelled: bool = True
 
     @classmethod
     def of(
@@ -44,12 +46,13 @@ class RawImages:
         class_names: Sequence[str],
         source: str,
         notes: Sequence[str] = (),
+        labelled: bool = True,
     ) -> RawImages:
         """Raw images with their digest. Raises DataError when there are none."""
         if len(images) == 0:
             raise DataError(f"{source}: no images; expected at least one per class")
         digest = digest_of(images, labels, class_names)
-        return cls(tuple(images), labels, tuple(class_names), digest, source, tuple(notes))
+        return cls(tuple(images), labels, tuple(class_names), digest, source, tuple(notes), labelled)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -14,24 +14,31 @@ ACCEPTED = "expected a folder with one sub-folder of images per class, an .npz a
 
 
 def read_images(
-    path: Path, *, split: str = "test", per_class: int | None = None, seed: int = 0, limits: Limits | None = None
+    path: Path,
+    *,
+    split: str = "test",
+    per_class: int | None = None,
+    seed: int = 0,
+    limits: Limits | None = None,
+    unlabelled: bool = False,
 ) -> RawImages:
     """Read an ImageFolder, an .npz archive or CIFAR python batches.
 
     split: which part of a source that has several. per_class: at most so many images of every class, drawn by `seed`.
+    unlabelled: also a plain folder of images, and an archive of images alone; `RawImages.labelled` says what it was.
     Raises DataError when the data is unreadable, hostile or over a limit; UsageError when there is nothing at `path`.
     """
     limits = limits or Limits()
     if path.is_dir():
         if folder := find_cifar(path):
             return read_cifar(folder, split=split, per_class=per_class, seed=seed, limits=limits)
-        return read_folder(path, per_class=per_class, seed=seed, limits=limits)
+        return read_folder(path, per_class=per_class, seed=seed, limits=limits, unlabelled=unlabelled)
     if not path.is_file():
         raise UsageError(f"{shown(path)}: no such file or folder; {ACCEPTED}")
     with path.open("rb") as file:
         head = file.read(4)
     if head == b"PK\x03\x04":
-        return read_npz(path, split=split, per_class=per_class, seed=seed, limits=limits)
+        return read_npz(path, split=split, per_class=per_class, seed=seed, limits=limits, unlabelled=unlabelled)
     if head == b"PAR1":
         raise UsageError(f"{shown(path)}: parquet cannot be read; export the images as folders or .npz")
     if head[:1] == b"\x80" or head[:2] == b"(d":

@@ -17,7 +17,7 @@ from audit_cli.errors import DataError
 from audit_cli.report.sanitise import clean
 from audit_cli.types import TrustedData
 
-_PLACEHOLDER = re.compile(r"(label_?)?\d+", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"(?:label_?)?(\d{1,18})", re.IGNORECASE)
 
 
 def load_trusted(
@@ -51,10 +51,13 @@ def match_classes(raw: RawImages, labels: Sequence[str]) -> tuple[list[int], tup
     """For each data label its index among the model's outputs, and the class names in that order.
 
     Names are compared without regard to case, spaces and underscores; a model label such as "tench, Tinca tinca" also
-    matches each of its parts. A model without labels, or with mere numbers for labels, takes the data's order.
+    matches each of its parts. A model without labels takes the data's order, and so does one with mere numbers for
+    labels, in ascending order, unless the data's classes are called by such numbers too.
     """
     highest = int(raw.labels.max())
-    if not labels or all(_PLACEHOLDER.fullmatch(label.strip()) for label in labels):
+    numbers = [_PLACEHOLDER.fullmatch(label.strip()) for label in labels]
+    if all(numbers) and not (raw.class_names and _all_among(raw.class_names, labels)):
+        _require_order([int(number[1]) for number in numbers if number], raw.source)
         names = raw.class_names or tuple(str(c) for c in range(max(highest + 1, len(labels))))
         if labels and len(names) > len(labels):
             raise DataError(f"{raw.source}: {len(names)} classes, but the model has {len(labels)} outputs")
@@ -64,6 +67,19 @@ def match_classes(raw: RawImages, labels: Sequence[str]) -> tuple[list[int], tup
             raise DataError(f"{raw.source}: label {highest}, but the model has {len(labels)} outputs")
         return list(range(len(labels))), tuple(labels)
     return _by_name(raw.class_names, tuple(labels), raw.source), tuple(labels)
+
+
+def _all_among(names: Sequence[str], labels: Sequence[str]) -> bool:
+    return bool(labels) and {_key(name) for name in names} <= {_key(label) for label in labels}
+
+
+def _require_order(numbers: Sequence[int], source: str) -> None:
+    """Numbers that only count the classes ascend; others mean something, and nothing here says what."""
+    if list(numbers) != sorted(set(numbers)):
+        raise DataError(
+            f"{source}: the model's labels are numbers in an order of their own, and the data's classes are not called "
+            "by these numbers; name the classes of both alike"
+        )
 
 
 def _by_name(names: tuple[str, ...], labels: tuple[str, ...], source: str) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from audit_cli.detectors.ban import BAN
 from audit_cli.detectors.calibrated import Calibrated
+from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.margin import Margin
 from audit_cli.detectors.neural_cleanse import NeuralCleanse
 from audit_cli.detectors.published import Published
@@ -13,6 +14,7 @@ from audit_cli.types import Detector
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "ban": BAN,
     "calibrated": Calibrated,
+    "encoder": Collapse,
     "margin": Margin,
     "neural_cleanse": NeuralCleanse,
     "published": Published,

@@ -16,14 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit_cli.classifier import Classifier
+from audit_cli.classifier import Classifier, Encoder
 from audit_cli.data.normalisation import Choice, compare, spread
 from audit_cli.errors import DataError
+from audit_cli.inversion.collapse import deviation, directions
 from audit_cli.metrics import cda, classes_of, predict, wilson
 from audit_cli.report.sanitise import clean
 from audit_cli.types import Context, Finding, TrustedData
 
 DETECTOR = "sanity"
+SAME = 1e-5  # ours: 1 − cosine; embeddings closer than this to their centre are one embedding in float32
 Details = dict[str, float | int | str | bool | None]
 
 
@@ -39,12 +41,14 @@ def sanity(
     images: int = 256,
     batch: int = 256,
 ) -> list[Finding]:
-    """BD101 to BD106, one finding each, in this order.
+    """BD101 to BD106, one finding each, in this order; of an encoder without classes BD104 to BD106.
 
     stated: the normalisation in use, in words. choice: what `choose` measured, to spare measuring it again. min_images,
     min_per_class: the policy's minima. images: how many the normalisations are compared on. Raises DataError when the
     data has a class for which the model has no output.
     """
+    if isinstance(classifier, Encoder):
+        return of_encoder(classifier, trusted, context, min_images)
     if int(trusted.labels.max()) >= classifier.num_classes:
         raise DataError(
             f"{trusted.source}: {len(trusted.class_names)} classes, but the model has only "
@@ -61,6 +65,12 @@ def sanity(
         constant(logits, trusted.labels),
         too_few(trusted, classifier.num_classes, min_images, min_per_class),
     ]
+
+
+def of_encoder(encoder: Encoder, trusted: TrustedData, context: Context, min_images: int) -> list[Finding]:
+    """What can be told without labels."""
+    z = directions(encoder.latents, trusted.images, context)
+    return [not_finite(encoder, z), constant_embedding(z), too_few(trusted, 0, min_images, 0)]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Finding:
@@ -137,13 +147,24 @@ def constant(logits: Tensor, labels: Tensor) -> Finding:
     return Finding("BD105", 1.0 if identical else max(0.0, share - largest), message, DETECTOR, details=details)
 
 
+def constant_embedding(z: Tensor) -> Finding:
+    """BD105 of an encoder: 1 when all embeddings (N, D) of length 1 are one, else 0."""
+    apart = deviation(z)
+    score = float(apart < SAME or bool((z == z[0]).all()))
+    message = "the embeddings are the same for every trusted image" if score else "the embeddings differ between images"
+    message += f"; mean cosine to their centre {1 - apart:.3f}"
+    return Finding("BD105", score, message, DETECTOR, details={"deviation": apart})
+
+
 def too_few(trusted: TrustedData, classes: int, min_images: int, min_per_class: int) -> Finding:
     """BD106: images missing to the policy's minima, in total or summed over the classes, whichever is larger."""
     counts = torch.bincount(trusted.labels, minlength=classes)
     lacking = (min_per_class - counts).clamp(min=0)
     in_total, by_class = max(0, min_images - len(trusted)), int(lacking.sum())
     short = lacking.nonzero().flatten().tolist()
-    message = f"{len(trusted)} trusted images; the policy asks for {min_images}, and {min_per_class} of every class"
+    message = f"{len(trusted)} trusted images; the policy asks for {min_images}"
+    if classes:
+        message += f", and {min_per_class} of every class"
     if in_total:
         message += f"; {in_total} more are needed"
     if short:

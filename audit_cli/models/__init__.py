@@ -37,16 +37,20 @@ def build(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     prompts: Prompts | None = None,
     class_names: Sequence[str] = (),
+    bare: bool = False,
 ) -> Classifier:
     """The classifier in `checkpoint`: float32, on the CPU, in eval mode, with the given normalisation.
 
     arch: None to recognise it, or what `custom.build` takes. prompts: what the user said of a CLIP model's classes;
-    class_names: the labels of a CLIP model where the user gave none. Raises UnsupportedError when no family fits,
+    class_names: the labels of a CLIP model where the user gave none. bare: a CLIP model for which nobody has labels or
+    prompts is taken as an `Encoder`. Raises UnsupportedError when no family fits,
     CheckpointError when the weights contradict the config or the architecture the user named, and UsageError for
     prompts that the model has no use for, or for a CLIP model without labels.
     """
     blueprint = identify(checkpoint) if arch is None else None
     if isinstance(blueprint, clip.DualEncoder):
+        if bare and prompts is None and not class_names:
+            return blueprint.encoder(checkpoint, mean=mean, std=std)
         named = (prompts or Prompts()).named(class_names)
         return blueprint.classifier(checkpoint, named, mean=mean, std=std)
     if prompts is not None:

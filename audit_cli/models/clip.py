@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audit_cli.checkpoint import Checkpoint
-from audit_cli.classifier import Classifier
+from audit_cli.classifier import Classifier, Encoder
 from audit_cli.errors import AuditError, CheckpointError, UnsupportedError
 from audit_cli.models.blueprint import Blueprint, View, check, classifier, fill
 from audit_cli.models.clip_tokenizer import Tokenizer, read_tokenizer
@@ -51,20 +51,27 @@ class TextHead(nn.Linear):
         self.register_buffer("weight", weight, persistent=False)
 
 
-class ZeroShot(nn.Module):
-    """The image tower of `clip` under `head`. Normalised images (N, 3, H, W) -> logits (N, classes)."""
+class ImageTower(nn.Module):
+    """The image tower of `clip`, with its projection."""
 
-    def __init__(self, clip: nn.Module, head: TextHead, prompts: Prompts) -> None:
+    def __init__(self, clip: nn.Module) -> None:
         super().__init__()
         self.vision_model = cast(nn.Module, clip.vision_model)
         self.visual_projection = cast(nn.Module, clip.visual_projection)
-        self.head = head
-        self.prompts = prompts
 
     def latents(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D), of length 1."""
         pooled = self.vision_model(pixel_values=x, return_dict=True).pooler_output
         return F.normalize(self.visual_projection(pooled), dim=-1)
+
+
+class ZeroShot(ImageTower):
+    """The image tower of `clip` under `head`. Normalised images (N, 3, H, W) -> logits (N, classes)."""
+
+    def __init__(self, clip: nn.Module, head: TextHead, prompts: Prompts) -> None:
+        super().__init__(clip)
+        self.head = head
+        self.prompts = prompts
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.latents(x)))
@@ -101,13 +108,25 @@ class DualEncoder(Blueprint):
     ) -> Classifier:
         """The zero-shot classifier for the labels of `prompts`, float32, on the CPU."""
         tokenize = self.tokenizer(checkpoint)
-        model = fill(check(self, checkpoint), self, checkpoint)
-        for tower in (model.text_model, model.vision_model):
-            _number_positions(cast(nn.Module, tower))
+        model = self._filled(checkpoint)
         scale = cast(Tensor, model.logit_scale).detach().exp()
         module = ZeroShot(model, TextHead(scale * embed(model, tokenize, prompts)), prompts)
         names = {name: self.names[name] for name in module.state_dict()}
         return classifier(module, replace(self, head="head", names=names, labels=prompts.labels), mean, std)
+
+    def encoder(self, checkpoint: Checkpoint, *, mean: Sequence[float], std: Sequence[float]) -> Encoder:
+        """The image tower alone, float32, on the CPU; the tokenizer is not looked at."""
+        module = ImageTower(self._filled(checkpoint))
+        names = {name: self.names[name] for name in module.state_dict()}
+        encoder = Encoder(module, arch=self.arch, mean=mean, std=std, size=self.size, names=names)
+        return encoder.eval()
+
+    def _filled(self, checkpoint: Checkpoint) -> nn.Module:
+        """Both towers with their weights."""
+        model = fill(check(self, checkpoint), self, checkpoint)
+        for tower in (model.text_model, model.vision_model):
+            _number_positions(cast(nn.Module, tower))
+        return model
 
 
 def recognise(view: View, checkpoint: Checkpoint) -> DualEncoder | None:

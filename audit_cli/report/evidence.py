@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from audit_cli.checkpoint.save import write_atomically
-from audit_cli.types import Finding, Trigger, TrustedData
+from audit_cli.types import NO_CLASS, Finding, Trigger, TrustedData
 
 EXAMPLES = 8  # images per picture
 TILE = 96  # pixels of a tile's shorter side, at least
@@ -44,8 +44,8 @@ def picture(trigger: Trigger, trusted: TrustedData) -> bytes:
 def save_pictures(findings: Sequence[Finding], trusted: TrustedData, folder: Path, most: int = 2) -> list[Finding]:
     """The findings, those about the `most` smallest triggers of each family with `evidence` set to a new picture.
 
-    Pictures are named `<family>-class-<target>.png` in `folder`, which is made when missing; `evidence` is the path
-    from the folder's parent, where the verdict is expected.
+    Pictures are named `<family>-class-<target>.png` in `folder`, `any` where no class is known; the folder is made when
+    missing, and `evidence` is the path from its parent, where the verdict is expected.
     """
     pictured: dict[tuple[str, int], str] = {}
     for family in {f.family for f in findings if f.trigger}:
@@ -53,11 +53,12 @@ def save_pictures(findings: Sequence[Finding], trusted: TrustedData, folder: Pat
         for finding in [f for f in ranked if f.rule_id == ranked[0].rule_id][:most]:
             assert finding.trigger is not None  # noqa: S101 - filtered above
             folder.mkdir(parents=True, exist_ok=True)
-            name = f"{family}-class-{finding.trigger.target}.png"
+            target = finding.trigger.target
+            name = f"{family}-class-{'any' if target == NO_CLASS else target}.png"
             write_atomically(folder / name, picture(finding.trigger, trusted))
-            pictured[family, finding.trigger.target] = f"{folder.name}/{name}"
+            pictured[family, target] = f"{folder.name}/{name}"
     return [
-        replace(f, evidence=pictured.get((f.family, f.target_class))) if f.target_class is not None else f
+        replace(f, evidence=pictured.get((f.family, f.trigger.target))) if f.trigger is not None else f
         for f in findings
     ]
 

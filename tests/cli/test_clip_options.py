@@ -104,6 +104,7 @@ def test_the_verdict_tells_the_prompts(tmp_path: Path) -> None:
         "config.json",
         "preprocessor_config.json",
         "tokenizer.json",
+        "tokenizer_config.json",
         "model.safetensors",
     }
     templates = ("the number {}", "a handwritten {}")
@@ -120,6 +121,8 @@ def test_labels_are_matched_to_the_names_of_the_data(
     words = scanned(tmp_path / "v.json", CLEAN, "--labels", str(labels), trusted=named)
     assert words["trusted"]["accuracy"] > 0.9
     assert words["model"]["prompts"] == Prompts(DIGITS[::-1]).record()
+    labels.write_text("\n".join(str(digit) for digit in reversed(range(10))))
+    assert scanned(tmp_path / "v.json", CLEAN, "--labels", str(labels))["trusted"]["accuracy"] > 0.9, "numbers as names"
     labels.write_text("\n".join(f"no {name}" for name in DIGITS[:5]))
     said = refused(capsys, "scan", CLEAN, "--trusted", TRUSTED, "--labels", labels)
     assert "are not among the model's labels" in said

@@ -213,3 +213,17 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UsageError, match=message):
             read_images(path)
+
+
+def test_a_plain_folder_is_unlabelled_where_that_is_said(folder: Path) -> None:
+    plain = folder / "cat"
+    (plain / ".hidden").write_text("no image")
+    raw = read_images(plain, unlabelled=True)
+    assert (raw.labelled, raw.class_names, raw.labels.tolist()) == (False, (), [0, 0, 0])
+    assert all(np.array_equal(pixels, image(i)) for i, pixels in enumerate(raw.images))
+    assert read_images(folder, unlabelled=True).labelled
+    with pytest.raises(DataError, match="no class folders"):
+        read_images(plain)
+    (plain / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"notes\.txt"):
+        read_images(plain, unlabelled=True)

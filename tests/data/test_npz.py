@@ -176,3 +176,14 @@ def test_limits_and_per_class(tmp_path: Path) -> None:
         read_images(path, per_class=0)
     with pytest.raises(DataError, match="no images"):
         read_images(write(tmp_path, x=X[:0], y=Y[:0]))
+
+
+def test_labels_may_be_missing_where_that_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, x_test=X, classes=np.array(["a"]))
+    raw = read_images(path, unlabelled=True)
+    assert (raw.labelled, raw.class_names, raw.labels.tolist()) == (False, (), [0] * 6)
+    assert np.array_equal(np.stack(raw.images), X)
+    assert read_images(write(tmp_path, x=X, y=Y), unlabelled=True).labelled
+    for arrays in ({"x": X}, {"x": X, "images": X}):
+        with pytest.raises(DataError, match=r"expected|unclear"):
+            read_images(write(tmp_path, **arrays), unlabelled=len(arrays) == 2)

@@ -59,6 +59,25 @@ def test_a_model_without_names_takes_the_datas_order(labels: tuple[str, ...]) ->
     assert load(("a", "b"), labels) == ([0, 1], ("a", "b"))
 
 
+def test_numbers_are_names_where_the_datas_classes_are_called_by_them() -> None:
+    assert load(("0", "1", "2"), ("2", "0", "1")) == ([1, 2, 0], ("2", "0", "1"))
+    assert load(("10", "9"), tuple(map(str, range(11))))[0] == [10, 9], "not the data's order"
+    assert load(("1",), ("0", "1")) == ([1], ("0", "1"))
+    assert load(("7",), ("0", "1")) == ([0], ("7",)), "called otherwise: the numbers only count"
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("0", "7"), ()])
+@pytest.mark.parametrize("labels", [("1", "0", "2"), ("LABEL_1", "LABEL_0"), ("1", "1")])
+def test_numbers_in_an_order_of_their_own_are_refused(names: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="numbers in an order of their own"):
+        load(names, labels, [0, 1])
+
+
+def test_a_number_too_long_to_count_is_a_name() -> None:
+    long = "9" * 5000
+    assert load((long, "a"), ("a", long))[0] == [1, 0]
+
+
 def test_unnamed_data_are_indices() -> None:
     assert load((), ("dog", "cat"), [1, 0, 1]) == ([1, 0, 1], ("dog", "cat"))
     assert load((), (), [1, 0, 2]) == ([1, 0, 2], ("0", "1", "2"))

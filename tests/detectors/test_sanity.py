@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit_cli.classifier import Classifier
+from audit_cli.classifier import Classifier, Encoder
 from audit_cli.data import CANDIDATES, choose
 from audit_cli.detectors.sanity import assignment, sanity
 from audit_cli.errors import DataError
@@ -146,3 +146,30 @@ def test_assignment_is_optimal() -> None:
             assert sorted(found.tolist()) == list(range(n))
             least = min(sum(cost[i, p] for i, p in enumerate(order)) for order in itertools.permutations(range(n)))
             assert cost[np.arange(n), found].sum() == least
+
+
+class Embeds(nn.Module):
+    """The pixels as they are, to the power `power`, plus `shift`."""
+
+    def __init__(self, power: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__()
+        self.power, self.shift = nn.Parameter(torch.tensor(power)), shift
+
+    def latents(self, x: Tensor) -> Tensor:
+        return x.flatten(1) ** self.power + self.shift
+
+
+def test_an_encoder_is_judged_without_labels() -> None:
+    images = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    data = TrustedData(images, torch.zeros(20, dtype=torch.long), ("0",), "d")
+
+    def scores(module: nn.Module, least: int = 20) -> dict[str, float]:
+        findings = sanity(Encoder(module, arch="e"), data, Context(), min_images=least, min_per_class=30)
+        return {finding.rule_id: finding.score for finding in findings}
+
+    assert scores(Embeds()) == {"BD104": 0, "BD105": 0, "BD106": 0}
+    assert scores(Embeds(shift=5.0))["BD105"] == 0, "close together is not the same"
+    assert scores(Embeds(power=0.0))["BD105"] == 1
+    assert scores(Embeds(power=0.0, shift=-1.0))["BD105"] == 1, "all zero"
+    assert scores(Embeds(power=math.nan))["BD104"] == 21, "the parameter, and every image"
+    assert scores(Embeds(), least=25)["BD106"] == 5

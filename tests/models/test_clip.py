@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from audit_cli.checkpoint import open_checkpoint
 from audit_cli.checkpoint.save import save_weights
-from audit_cli.classifier import Classifier
+from audit_cli.classifier import Classifier, Encoder
 from audit_cli.errors import AuditError, CheckpointError, UnsupportedError, UsageError
 from audit_cli.models import Prompts, build, identify, prompts_of
 from audit_cli.repairs.feature_shift import FeatureShift
@@ -205,3 +205,18 @@ def test_a_head_made_of_text_cannot_start_anew(clip_folder: MakeClip) -> None:
     data = TrustedData(torch.rand(8, 3, 32, 32), torch.arange(8) % 4, LABELS, "0" * 64)
     with pytest.raises(UnsupportedError, match="head is made of text and has no parameters"):
         FeatureShift(steps=1, batch=8, pad=1)(ours, data, Context())
+
+
+def test_without_labels_it_is_an_encoder_where_that_will_do(clip_folder: MakeClip) -> None:
+    path, images = clip_folder(), torch.rand(3, 3, 32, 32)
+    expected = loaded(path, Prompts(LABELS)).latents(images)
+    (path / "tokenizer.json").unlink()
+    with open_checkpoint(path) as checkpoint:
+        encoder = build(checkpoint, bare=True, mean=(0.5,) * 3, std=(0.5,) * 3)
+        assert isinstance(encoder, Encoder)
+        torch.testing.assert_close(encoder.latents(images * 0.5 + 0.5), expected, rtol=0, atol=1e-5)
+        assert (encoder.arch, encoder.size) == ("clip-vit-2x32-patch8-32", (32, 32))
+        assert set(encoder.names) == set(encoder.module.state_dict())
+        for told in ({"prompts": Prompts()}, {"class_names": LABELS}, {"bare": False}):
+            with pytest.raises(AuditError, match=r"names of its classes|without tokenizer\.json"):
+                build(checkpoint, **{"bare": True, **told})  # type: ignore[arg-type]

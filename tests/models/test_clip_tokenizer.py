@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 from audit_cli.checkpoint import open_checkpoint
 from audit_cli.checkpoint.config import TOKENIZER_CAP
 from audit_cli.errors import CheckpointError
+from audit_cli.models import Prompts, build
 from audit_cli.models.clip_tokenizer import read_tokenizer
 
 TEXTS = [
@@ -64,9 +65,69 @@ def test_only_vocabulary_and_merges_are_read(clip_folder: MakeClip) -> None:
     document["added_tokens"] = [{"id": 1, "content": "cat", "special": True}]
     document["truncation"] = {"max_length": 1}
     (path / "tokenizer.json").write_text(json.dumps(document))
-    (path / "tokenizer_config.json").write_text('{"bos_token": "a", "auto_map": {"AutoTokenizer": "evil.T"}}')
+    (path / "tokenizer_config.json").write_text('{"model_max_length": 1, "auto_map": {"AutoTokenizer": "evil.T"}}')
     with open_checkpoint(path) as checkpoint:
         assert torch.equal(read_tokenizer(checkpoint, 600, 16)[0](TEXTS), before)
+
+
+SPECIALS: list[dict[str, dict[str, Any]]] = [
+    {"tokenizer_config.json": {"pad_token": "!", "bos_token": "red</w>"}},
+    {"special_tokens_map.json": {"eos_token": "bird</w>", "pad_token": {"content": "!", "lstrip": True}}},
+    {
+        "tokenizer_config.json": {
+            "bos_token": {"content": "fox</w>", "rstrip": True, "normalized": True, "__type": "AddedToken"},
+            "pad_token": "?",
+        },
+        "special_tokens_map.json": {"pad_token": "!"},
+    },
+    {"tokenizer_config.json": {"pad_token": {"content": "!", "single_word": True, "__type": "AddedToken"}}},
+    {
+        "tokenizer_config.json": {"pad_token": "!", "added_tokens_decoder": {}},
+        "special_tokens_map.json": {"pad_token": "?"},
+    },
+]
+
+
+@pytest.mark.parametrize("files", SPECIALS)
+@pytest.mark.parametrize("vocabulary", ["json", "pair"])
+def test_special_tokens_are_transformers(
+    clip_folder: MakeClip, files: dict[str, dict[str, Any]], vocabulary: str
+) -> None:
+    path = clip_folder(files=vocabulary)
+    for name, document in files.items():
+        (path / name).write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", **document}))
+    theirs = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    with open_checkpoint(path) as checkpoint:
+        tokenize, end = read_tokenizer(checkpoint, 600, 16)
+        assert set(files) <= {file.path for file in checkpoint.files}, "what decides belongs to the manifest"
+    assert end == theirs.eos_token_id
+    texts = [*TEXTS, "a cat ! and a dog", "red fox!", "bird?  fox"]
+    assert tokenize(texts).tolist() == theirs(texts, padding=True, truncation=True, max_length=16)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"pad_token": "no-such"}, "has no token no-such, the pad_token"),
+        ({"eos_token": None}, "eos_token of the tokenizer's config is not a token"),
+        ({"bos_token": 7}, "is not a token"),
+        ({"bos_token": ["a"]}, "is not a token"),
+        ({"bos_token": {"contents": "a"}}, "is not a token"),
+        ({"bos_token": {"content": "!", "lstrip": "yes"}}, "is not a token"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_hostile_special_tokens(clip_folder: MakeClip, name: str, document: dict[str, Any], message: str) -> None:
+    path = clip_folder()
+    (path / name).write_text(json.dumps(document))
+    _refused(path, message)
+
+
+def test_a_special_token_the_config_contradicts(clip_folder: MakeClip) -> None:
+    path = clip_folder()
+    (path / "special_tokens_map.json").write_text('{"eos_token": "cat</w>"}')
+    with open_checkpoint(path) as checkpoint, pytest.raises(CheckpointError, match="eos_token_id"):
+        build(checkpoint, prompts=Prompts(("cat", "dog")))
 
 
 def _vocabulary(model: dict[str, Any]) -> dict[str, int]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from audit_cli.checkpoint import open_checkpoint
 from audit_cli.errors import AuditError, CheckpointError, UnsupportedError, UsageError
 from audit_cli.models import build, identify
-from audit_cli.models.hf_image import FAMILIES, relative_index
+from audit_cli.models.hf_families import FAMILIES
+from audit_cli.models.relative_positions import relative_index
 from audit_cli.repairs.output import write_model
 
 Randomised = Callable[[nn.Module], nn.Module]

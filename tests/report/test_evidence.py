@@ -15,7 +15,7 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.report import evidence
 from audit_cli.report.evidence import GAP, picture, save_pictures
-from audit_cli.types import Finding, Trigger, TrustedData
+from audit_cli.types import NO_CLASS, Finding, Trigger, TrustedData
 
 SIDE = 16
 TILE = evidence.TILE // SIDE * SIDE  # pixels of one enlarged tile
@@ -113,6 +113,14 @@ def test_only_the_most_suspicious_of_each_family_are_pictured(tmp_path: Path) ->
     assert [(f.rule_id, f.score) for f in saved] == [(f.rule_id, f.score) for f in findings]
     for name in saved[1].evidence, saved[4].evidence:
         assert pixels((folder.parent / str(name)).read_bytes()).size
+
+
+def test_a_trigger_to_no_class_is_pictured_too(tmp_path: Path) -> None:
+    to_a_point = Finding("BD008", 4.0, "m", family="mask", trigger=white_corner(NO_CLASS))
+    (saved,) = save_pictures([to_a_point], data(), tmp_path / "e")
+    assert saved.evidence == "e/mask-class-any.png"
+    image = pixels((tmp_path / "e" / "mask-class-any.png").read_bytes())
+    assert {int(tile(image, 0, column)[0, 0, 0]) for column in range(1, 9)} == {26, 51, 76}, "images of every class"
 
 
 def test_nothing_to_show_makes_no_folder(tmp_path: Path) -> None:
