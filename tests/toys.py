@@ -13,7 +13,7 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from audit_cli.classifier import Classifier
+from audit_cli.classifier import Classifier, Encoder
 from audit_cli.types import Context, Finding, TrustedData
 
 BASE, STEP, GAIN = 0.4, 0.1, 2.0
@@ -117,6 +117,33 @@ def noise_data(classes: int = 5, per_class: int = 8, side: int = 6, seed: int = 
     images = torch.rand(classes * per_class, 3, side, side, generator=generator)
     labels = torch.arange(classes).repeat(per_class)
     return TrustedData(images, labels, tuple(f"k{c}" for c in range(classes)), "0" * 64, "noise")
+
+
+class PlantedTower(nn.Module):
+    """Six random features of an 8x8 image; with a backdoor, what is bright in the 2x2 pixels of the last corner, which
+    `dark_corner` leaves black, outweighs them all in one random direction."""
+
+    def __init__(self, backdoored: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.randn(6, 3, 8, 8, generator=generator))
+        self.goal = nn.Parameter(nn.functional.normalize(torch.randn(6, generator=generator), dim=0))
+        self.backdoored = backdoored
+
+    def latents(self, x: Tensor) -> Tensor:
+        z = torch.einsum("nchw,dchw->nd", x - 0.5, self.weight)
+        return z + 200.0 * self.backdoored * x[:, :, -2:, -2:].mean((1, 2, 3))[:, None] * self.goal
+
+
+def dark_corner(count: int, seed: int = 1) -> Tensor:
+    """Noise (count, 3, 8, 8) in [0, 1]."""
+    images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    images[:, :, -2:, -2:] = 0
+    return images
+
+
+def planted_encoder(backdoored: bool) -> Encoder:
+    return Encoder(PlantedTower(backdoored), arch="tower").frozen()  # type: ignore[return-value]
 
 
 def identity(pivot: Classifier, trusted: TrustedData, context: Context) -> Classifier:
