@@ -168,7 +168,9 @@ def table(
         if trade_off:
             plots.trade_off(cells["robustness"], trade_off)
         if by_count:
-            plots.by_count(cells["detectability"] or victims, summary.Statistic(rule), by_count)
+            scored = with_by_class([c for c in cells["detectability"] if not c.get("turn")])
+            compared = rule == RULE and any(s.rule == BY_CLASS for s in summary.statistics(scored))
+            plots.by_count(scored or victims, summary.Statistic(BY_CLASS if compared else rule), by_count)
     tiers = ", ".join(sorted({f"{c['tier']}" for game in TABLES for c in cells[game]}))
     text = json.dumps({"tier": tiers, **rows}, indent=1) if as_json else ""
     text = text or "\n".join(f"\n### {name} (tier {tiers})\n\n{tables.markdown(of)}" for name, of in rows.items())
