@@ -21,6 +21,7 @@ from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.sanity import sanity
 from audit_cli.detectors.scope import scope
 from audit_cli.errors import AuditError, BudgetExceeded, DataError, UsageError
+from audit_cli.metrics import cda, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy, judge
 from audit_cli.report.document import NOT_CALIBRATED, build_document
@@ -98,7 +99,7 @@ def scan(
         detectors = suited(detectors, classifier, raw)
         context.progress.stage("trusted data", 1)
         subject = feed(classifier, raw, checkpoint, preprocessing, context, auto)
-        subject = calibrated(subject, policy, detectors)
+        subject = calibrated(subject, policy, detectors, context)
         findings = examine(subject, checkpoint, policy, detectors, context)
         if manifest(found.path, found.weights)[1] != checkpoint.manifest_digest:
             raise AuditError(f"{clean(str(model))}: changed while it was audited; audit it again when it is complete")
@@ -150,10 +151,13 @@ def feed(
     return Subject(classifier.with_normalisation(mean, std), data, fed, choice)
 
 
-def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector]) -> Subject:
+def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> Subject:
     """The subject with the calibration of its kind, where there is one for these detectors."""
     found = find(policy.calibrations, Domain.of(subject.classifier, subject.trusted), detectors)
-    return replace(subject, calibration=found if found and found.resolves(policy.rules[RULE].alpha) else None)
+    if found is None or not found.resolves(policy.rules[RULE].alpha):
+        return subject
+    accuracy = cda(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
+    return replace(subject, calibration=found) if found.admits(accuracy) else subject
 
 
 def examine(

@@ -14,7 +14,8 @@ is taken against the others. A clean suspect is as likely as any of them to have
 is at most α with probability at most α: no distribution is assumed, and no poisoned model is needed. It holds for the
 whole scan, since the statistics are maxima.
 
-Differs from the book: none; "of the same kind" is a `Domain`, told from architecture, image size and class names.
+Differs from the book: none; "of the same kind" is a `Domain`, told from architecture, image size and class names, with
+an accuracy like the clean models'.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from audit_cli.types import Finding, TrustedData
 RULE = "BD001"  # whose scores are calibrated
 SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 SLACK = 0.05  # ours: of log scores; classes whose few clean scores happen to agree are not held to that
+MARGIN = 0.05  # ours: of accuracy, around the clean models'
 LEAST = 0.05  # ours: smaller scores are all the same
 
 Scores = Mapping[tuple[str, str], float]  # (family, class name) -> score
@@ -102,6 +104,12 @@ class Calibration:
     @property
     def families(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(family for model in self.models for family in model.scores))
+
+    def admits(self, accuracy: float) -> bool:
+        """Is a model of this accuracy on trusted images like the clean ones? A better network is another kind: among
+        ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned."""
+        known = [model.accuracy for model in self.models]
+        return min(known) - MARGIN <= accuracy <= max(known) + MARGIN
 
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """For each of the suspect's `scores`: the chance, at most, that a clean model of this domain has so unusual a

@@ -91,7 +91,7 @@ def repair(
         classifier = models.build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names)
         context.progress.stage("trusted data", 1)
         fed = feed(classifier, raw, checkpoint, preprocessing, context, auto)
-        subject = audit.calibrated(fed, policy, detectors)
+        subject = audit.calibrated(fed, policy, detectors, context)
         fit, holdout = divide(subject.trusted, policy.max_drop, policy.min_per_class, context.generator(stream=9))
         with staged(out) as folder:
             found = audit.examine(subject, checkpoint, policy, detectors, context)

@@ -96,6 +96,11 @@ def test_the_statement_says_what_alpha_guarantees() -> None:
     assert calibration().statement(None)["fpr"] is None
 
 
+@pytest.mark.parametrize(("accuracy", "like_them"), [(0.76, True), (0.84, True), (0.74, False), (0.92, False)])
+def test_a_network_of_another_accuracy_is_of_another_kind(accuracy: float, like_them: bool) -> None:
+    assert calibration().admits(accuracy) == like_them
+
+
 def test_too_few_models_cannot_decide() -> None:
     assert not calibration().resolves(0.05)
     assert calibration().resolves(0.2)

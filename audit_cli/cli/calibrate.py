@@ -89,9 +89,10 @@ def calibrate(
                     continue
                 subject = feed(build(checkpoint, arch=arch), raw, checkpoint, stated, context, auto)
                 entry = _score(checkpoint, subject, rules, detector, context)
-            calibration = _with(calibration, name, subject, entry, raw, detector, rules, out)
+            calibration = _with(calibration, name, subject, entry, raw, detector, out)
             write_atomically(out, json.dumps(calibration.document(), indent=1) + "\n")
-            say(f"{clean(str(model))}: score {max(entry.scores.values()):.3f}", quiet=quiet)
+            highest = max(score for row in entry.scores.values() for score in row if score is not None)
+            say(f"{clean(str(model))}: highest score {highest:.3f}", quiet=quiet)
     if calibration is not None and len(calibration.models) < FEW:
         lowest = 1 / (len(calibration.models) + 1)
         say(f"{len(calibration.models)} models: no p-value can be under {lowest:.3f}; {FEW} allow 0.05", quiet=quiet)
@@ -121,7 +122,6 @@ def _with(
     entry: Clean,
     raw: RawImages,
     detector: Calibrated,
-    policy: Policy,
     out: Path,
 ) -> Calibration:
     """The calibration with one more model. Raises UsageError when it is of another kind."""

@@ -1,0 +1,96 @@
+"""`audit-cli calibrate`: clean models in, a file out that later scans find and use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from audit_cli import audit
+from audit_cli.audit import Subject
+from audit_cli.calibration import read
+from audit_cli.checkpoint import open_checkpoint
+from audit_cli.classifier import Classifier
+from audit_cli.cli import run
+from audit_cli.data import Preprocessing, read_images
+from audit_cli.models import build
+from audit_cli.policy import Policy
+from audit_cli.resources import bundled
+from audit_cli.types import Context, Finding, TrustedData
+
+FIXTURES = bundled("fixtures")
+TRUSTED = FIXTURES / "digits-trusted.npz"
+CLEAN = [FIXTURES / f"digits-clean{suffix}.safetensors" for suffix in ("", "-2")]
+PLAIN = ("--mean", "0,0,0", "--std", "1,1,1", "--quiet")
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A detector that scores class c with 1 + c / 10, and where the model is odd, class 3 with 9."""
+
+    reference: object = None
+    scoring: str = "quick"
+    odd: bool = False
+
+    def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
+        for c, name in enumerate(trusted.class_names):
+            score = 9.0 if self.odd and c == 3 else 1 + c / 10
+            yield Finding("BD001", score, "", "quick", "mask", c, name)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audit_cli.detectors.calibrated.Calibrated", Quick)
+
+
+def calibrate(out: Path, *models: Path) -> int:
+    return run(["calibrate", *map(str, models), "--trusted", str(TRUSTED), "--out", str(out), *PLAIN])
+
+
+def subject(path: Path) -> Subject:
+    raw, stated = read_images(TRUSTED), Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), source="the test")
+    with open_checkpoint(path) as checkpoint:
+        return audit.feed(build(checkpoint), raw, checkpoint, stated, Context())
+
+
+@pytest.mark.usefixtures("quick")
+class TestCalibrate:
+    def test_models_are_added_once(self, tmp_path: Path) -> None:
+        out = tmp_path / "digits.json"
+        assert calibrate(out, CLEAN[0]) == 0
+        assert calibrate(out, *CLEAN) == 0
+        found = read(out)
+        assert len(found.models) == 2
+        assert found.families == ("mask",)
+        assert found.models[0].scores["mask"] == pytest.approx(tuple(1 + c / 10 for c in range(10)))
+        assert 0.9 < found.models[0].accuracy <= 1
+
+    def test_other_images_are_another_calibration(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = tmp_path / "digits.json"
+        assert calibrate(out, CLEAN[0]) == 0
+        out.write_text(out.read_text().replace(read(out).trusted, "0" * 64))
+        assert calibrate(out, CLEAN[1]) == 2
+        assert "other trusted images" in capsys.readouterr().err
+        assert (read(out).trusted, len(read(out).models)) == ("0" * 64, 1)
+
+    def test_a_model_that_fails_the_gate_is_not_scored(self, tmp_path: Path) -> None:
+        out = tmp_path / "digits.json"
+        plain = [part.replace("0,0,0", "9,9,9") for part in PLAIN]
+        arguments = ["calibrate", str(CLEAN[0]), "--trusted", str(TRUSTED), "--out", str(out), *plain]
+        assert run(arguments) == 3
+        assert not out.exists()
+
+    def test_a_scan_uses_it_for_models_as_accurate(self, tmp_path: Path) -> None:
+        out = tmp_path / "digits.json"
+        assert calibrate(out, *CLEAN) == 0
+        default = Policy.load("default")
+        loose = {**default.rules, "BD001": replace(default.rules["BD001"], alpha=0.4)}  # two models allow no less
+        policy, suspect = replace(default, rules=loose, calibrations=(out,)), subject(CLEAN[0])
+        known = audit.calibrated(suspect, policy, [Quick()], Context())
+        assert known.calibration == read(out)
+        out.write_text(
+            out.read_text().replace('"accuracy": 0.9', '"accuracy": 0.1').replace('"accuracy": 1.0', '"accuracy": 0.1')
+        )
+        assert audit.calibrated(suspect, policy, [Quick()], Context()).calibration is None
