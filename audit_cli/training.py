@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -84,12 +84,16 @@ class Fit:
     flip: bool = True
     batch_norm: str = "train"  # train: statistics follow the batches | frozen: the model stays in eval mode
     clip: float | None = None  # largest gradient norm
+    # sgd | adam (decoupled decay, no momentum of ours). Not in the recipe of a run that may resume: that is always SGD.
+    optimiser: str = field(default="sgd", repr=False)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.lr <= 0:
             raise ValueError(f"Fit(steps={self.steps}, batch={self.batch}, lr={self.lr}): must be positive")
         if self.schedule not in ("constant", "cosine", "one-cycle") or self.batch_norm not in ("train", "frozen"):
             raise ValueError(f"Fit(schedule={self.schedule!r}, batch_norm={self.batch_norm!r}): unknown")
+        if self.optimiser not in ("sgd", "adam"):
+            raise ValueError(f"Fit(optimiser={self.optimiser!r}): unknown")
 
     def rate(self, step: int) -> float:
         """The learning rate of `step` in [0, steps)."""
@@ -115,16 +119,17 @@ class Fit:
         """Trains `classifier` in place on images (N, 3, H, W) in [0, 1] and labels (N,), and returns it in eval mode.
 
         Moves the classifier to the context's device. `after_step(step)` runs after every update. tamper: an attacker's
-        hands in the loop. resume: go on where a run with the same settings, data and seed was stopped.
+        hands in the loop. resume: go on where a run with the same settings, data and seed was stopped; with SGD only.
         """
+        if resume is not None and self.optimiser != "sgd":
+            raise ValueError(f"Fit(optimiser={self.optimiser!r}): only sgd can be resumed")
         tamper = tamper or Honest()
         classifier.on(context.device).requires_grad_(True)
         classifier.train(self.batch_norm == "train")
         images, labels = images.to(context.device), labels.to(context.device)
-        optimiser = torch.optim.SGD(
-            classifier.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+        run = Run(
+            classifier, self._optimiser(classifier), context.generator(stream=1), torch.empty(0, dtype=torch.int64)
         )
-        run = Run(classifier, optimiser, context.generator(stream=1), torch.empty(0, dtype=torch.int64))
         recipe = f"{self}, seed {context.seed}, {len(labels)} images, {type(loss).__name__}, {type(tamper).__name__}"
         context.progress.stage(stage, self.steps)
         if resume is not None:
@@ -140,6 +145,14 @@ class Fit:
                 if resume is not None and (run.step % resume.every == 0 or run.step == self.steps):
                     resume.save(run, recipe)
         return classifier.eval()
+
+    def _optimiser(self, classifier: Classifier) -> torch.optim.Optimizer:
+        parameters = list(classifier.parameters())
+        if self.optimiser == "adam":
+            return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+        )
 
     def _step(self, run: Run, images: Tensor, labels: Tensor, context: Context, loss: Loss, tamper: Tamper) -> Tensor:
         """One update; the objective () of its batch."""

@@ -66,6 +66,35 @@ def test_the_loop_is_plain_sgd() -> None:
     assert not fitted.training
 
 
+def test_adam_is_adam_with_decoupled_decay() -> None:
+    images, labels = data()
+    fit = Fit(3, 0.01, batch=40, weight_decay=0.1, pad=0, flip=False, optimiser="adam")
+    fitted = fit.run(network(), images, labels, CONTEXT)
+
+    classifier = network().on(torch.device("cpu")).train()
+    parameters = list(classifier.parameters())
+    m, v = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for t in range(1, 4):
+        slopes = torch.autograd.grad(F.cross_entropy(classifier(images), labels), parameters)
+        with torch.no_grad():
+            for k, (p, slope) in enumerate(zip(parameters, slopes, strict=True)):
+                m[k], v[k] = 0.9 * m[k] + 0.1 * slope, 0.999 * v[k] + 0.001 * slope**2
+                step = (m[k] / (1 - 0.9**t)) / ((v[k] / (1 - 0.999**t)).sqrt() + 1e-8)
+                p.mul_(1 - 0.01 * 0.1).sub_(0.01 * step)
+    ours = torch.cat([p.detach().flatten() for p in fitted.parameters()])
+    theirs = torch.cat([p.detach().flatten() for p in parameters])
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-3
+
+
+def test_only_sgd_can_be_resumed(tmp_path: Path) -> None:
+    images, labels = data()
+    with pytest.raises(ValueError, match="only sgd can be resumed"):
+        Fit(2, 0.01, optimiser="adam").run(network(), images, labels, CONTEXT, resume=Resume(tmp_path / "state"))
+    with pytest.raises(ValueError, match=r"rmsprop.*unknown"):
+        Fit(2, 0.01, optimiser="rmsprop")
+    assert "optimiser" not in repr(Fit(2, 0.01)), "the recipe by which states of older runs are told apart"
+
+
 def test_every_image_is_used_once_per_epoch() -> None:
     images, labels = data(40)
     images = images * 0 + torch.arange(40).view(-1, 1, 1, 1) / 40

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 from toys import Planted, noise_data, small
 
+from audit_cli.classifier import Classifier
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
 from audit_cli.metrics import asr, cda, predict
+from audit_cli.repairs.drift import drift
 from audit_cli.repairs.relearning import Relearning
 from audit_cli.repairs.unlearning import Unlearning, mix
-from audit_cli.types import Context, Trigger
+from audit_cli.training import Fit
+from audit_cli.types import Context, Trigger, TrustedData
 
 CPU = Context()
+FIT = Fit(1, 0.1, 128, schedule="cosine", pad=0, flip=True, batch_norm="frozen", clip=1.0)
 SEARCH, RACE = Search(images=8), Race(steps=60, first=30)
 
 
@@ -59,6 +66,35 @@ def test_mixtures_lie_between_two_images_of_the_batch() -> None:
     assert torch.equal(mix(images, 0.0, torch.Generator()), images)
 
 
+def normalised() -> Classifier:
+    """A linear classifier of 16x16 images behind a layer normalisation."""
+    torch.manual_seed(0)
+    return Classifier(nn.Sequential(nn.Flatten(), nn.LayerNorm(768), nn.Linear(768, 4)), "2", arch="toy")
+
+
+def test_how_a_network_is_tuned_depends_on_its_normalisation() -> None:
+    settings = Unlearning(adam_lr=0.768)
+    plain, other = settings._fit(small(), (3, 16, 16)), settings._fit(normalised(), (3, 16, 16))
+    assert plain == replace(FIT, optimiser="sgd", steps=settings.steps, lr=settings.lr, pad=settings.pad)
+    assert other == replace(FIT, optimiser="adam", steps=2 * settings.steps, lr=1e-3, pad=2)
+    assert settings._fit(normalised(), (3, 224, 224)).pad == settings.pad
+
+
+def test_a_layer_normalised_network_stays_near_its_pivot() -> None:
+    pivot = normalised()
+    data = TrustedData(
+        torch.rand(32, 3, 16, 16, generator=CPU.generator()), torch.arange(4).repeat(8), tuple("abcd"), "0" * 64
+    )
+    settings = Unlearning(
+        families=(Mask(),), search=Search(images=4, success=0.1, relax=0.1), race=Race(steps=4, first=2), rounds=1,
+        starts=1, steps=20, adam_lr=100.0, drift=0.05, batch=16, pad=0,
+    )  # fmt: skip
+    drifts: list[float] = []
+    repaired = settings(pivot, data, CPU, lambda step, classifier: drifts.append(drift(classifier, pivot)))
+    assert max(drifts) == pytest.approx(0.05, rel=1e-3)
+    assert drift(repaired, pivot) == pytest.approx(0.05, rel=1e-3)
+
+
 def test_a_live_backdoor_comes_back_sooner_than_a_new_one() -> None:
     toy = Planted(weight=2.0)
     data, trigger = toy.data(), block(toy)
@@ -75,7 +111,7 @@ def test_a_live_backdoor_comes_back_sooner_than_a_new_one() -> None:
     assert abs(gone.own - gone.others) <= 3
 
 
-@pytest.mark.parametrize("field", ["rounds", "starts", "steps", "lr", "batch"])
+@pytest.mark.parametrize("field", ["rounds", "starts", "steps", "lr", "adam_lr", "longer", "drift", "batch"])
 def test_nonsense_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=rf"Unlearning\({field}=0\): must be positive"):
         Unlearning(**{field: 0})
