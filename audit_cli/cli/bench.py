@@ -156,7 +156,7 @@ def table(
         for statistic in summary.statistics(once):
             if rule in ("all", statistic.name) or (rule, statistic.name) == (RULE, BY_CLASS):
                 rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(once, statistic)
-                if len(once) < len(group) and statistic.name != BY_CLASS:
+                if len(once) < len(group) and statistic.rule != BY_CLASS:
                     rows[f"stability, {detector}, {statistic.name}"] = ablation.stability_table(group, statistic)
         if what_pays:
             rows[f"ablation, {detector}"] = ablation.ablation_table(once)

@@ -78,7 +78,8 @@ def stability_table(cells: Cells, statistic: Statistic) -> list[Row]:
     smallest score, in units of the threshold.
     """
     rows = []
-    models = [runs for runs in grouped(cells, "victim").values() if len(runs) > 1]
+    told = [cell for cell in cells if statistic.of(cell) is not None]
+    models = [runs for runs in grouped(told, "victim").values() if len(runs) > 1]
     for name, wanted in (("clean", False), ("planted", True)):
         chosen = [runs for runs in models if bool(runs[0]["planted"]) == wanted]
         if not wanted:

@@ -63,3 +63,8 @@ def test_a_class_that_changes_is_seen() -> None:
     runs = [cell("badnets", 2.0, 0.1, 0.1, victim="v"), cell("badnets", 0.1, 2.0, 0.1, victim="v", turn=1)]
     (row,) = stability_table(runs, Statistic("X"))
     assert (row["same verdict"], row["same class"]) == (1.0, 0.0)
+
+
+def test_runs_without_the_rule_are_no_runs() -> None:
+    runs = [cell("badnets", 2.0, 0.1, 0.1, victim="v", turn=turn) for turn in (0, 1)]
+    assert stability_table(runs, Statistic("Y")) == []
