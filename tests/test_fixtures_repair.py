@@ -71,7 +71,7 @@ def test_a_backdoored_one_is_mended(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     section = repaired(name, out)["repair"]
     assert section["cda_drop"] <= 0.02
-    assert section["after"]["asr"] <= 0.05 < 0.9 < section["before"]["asr"]
+    assert section["after"]["asr"] <= 0.05 < 0.75 < section["before"]["asr"]  # of the recovered, smallest ones
 
     (before, holdout), (after, _) = opened(FOLDER / name), opened(out)
     attack = BadNets(**MANIFEST[name.partition("-")[0]][name]["trigger"])
