@@ -2,10 +2,10 @@
 
 Every rung starts from the unrepaired model, so that what was lost on one is not lost for the next.
 
-A gentle repair can pass the rescan with much of the true trigger's success left, because what is left of the backdoor
-is no smaller than what ordinary classes have; the loss of accuracy is seen at once. So the first rung is as strong as
-most models bear, and a gentle one follows for those that lose too much by it: it keeps half the accuracy lost and, on
-development victims (ResNet-8, CIFAR-10), removed patches and blends as well. The last is for triggers that survive.
+A repair can pass the rescan with much of the true trigger's success left, because what is left of the backdoor is no
+smaller than what ordinary classes have; the loss of accuracy is seen at once. So the first rung is as strong as most
+models bear, and a gentle one follows for those that lose too much by it: without fog, which costs narrow networks a
+point of accuracy and matters for blended patterns. The last is for triggers that survive.
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ class Rung:
 
 LADDER: tuple[Rung, ...] = (
     Rung("unlearning", Unlearning()),
-    Rung("gentle unlearning", Unlearning(stamped=0.125)),
-    Rung("thorough unlearning", Unlearning(left=0.5, rounds=8, starts=5, steps=300)),
+    Rung("gentle unlearning", Unlearning(fog=0.0)),
+    Rung("thorough unlearning", Unlearning(stamped=0.5, left=0.5, rounds=8, starts=5, steps=300)),
 )

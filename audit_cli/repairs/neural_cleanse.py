@@ -21,7 +21,7 @@ from audit_cli.classifier import Classifier
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
-from audit_cli.repairs.unlearning import stamp
+from audit_cli.repairs.stamping import stamp
 from audit_cli.repairs.watch import Watch, after_step, unwatched
 from audit_cli.training import Fit, cross_entropy
 from audit_cli.types import Context, TriggerFamily, TrustedData

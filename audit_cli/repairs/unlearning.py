@@ -3,27 +3,27 @@
 After Wang et al.: Neural Cleanse, 2019, https://doi.org/10.1109/SP.2019.00031 (section VI-B, patching by unlearning).
 An inverted trigger is an approximation of the true one, so one round teaches the model to ignore the approximation
 only. Inverting the half-repaired model again gives the part of the backdoor that is left; all triggers found so far
-stay in the lesson.
+stay in the lesson. What no inversion finds is taught inside the network (inside.py): half-way through it the
+approximation and the true trigger are alike.
 
     triggers ← smallest triggers of the suspicious classes
     repeat: triggers += smallest triggers that are left in those classes, from several starts
             minimise  q · KL(f(x; pivot) ‖ f(x ⊕ T; θ)) + (1 − q) · KL(f(x; pivot) ‖ f(x; θ))    T drawn from triggers
+            at the image in one step, inside the network in the next
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
 by `allowed` more in a family whose sizes differ much on clean models. The pivot sees clean images only, and what it
 says of them is the lesson for both: with few images its answers hold the accuracy better than labels do, and better
-still on mixtures of two images, of which there are many.
+still on mixtures of two images, of which there are many. The pupil alone sees them through a fog of one colour, since
+a blended pattern works as a fog does, and no recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`. Of CLIP the image tower alone is tuned: text tower and temperature are no
 parameters of a zero-shot classifier.
 
-What is left is measured by inversion too, so a true trigger far from every inverted one can survive: see
-fixtures/results/repair, where a blended pattern does.
-
-Differs from the paper: several rounds, trigger families and starts instead of one; distillation instead of labels;
-batch normalisation is frozen.
+Differs from the paper: several rounds, trigger families and starts instead of one; lessons inside the network;
+distillation instead of labels; batch normalisation is frozen.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from audit_cli.inversion.racing import Race
 from audit_cli.inversion.warp import Warp
 from audit_cli.repairs.distillation import distillation
 from audit_cli.repairs.drift import bound, layer_normalised
+from audit_cli.repairs.inside import features, fed, half_way, moved
+from audit_cli.repairs.stamping import in_fog, mix, stamp
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.training import Fit
 from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
@@ -67,10 +69,16 @@ class Unlearning:
     longer: int = 2  # ours: factor on `steps`; 1 costs accuracy and leaves more success (development, vit-badnets)
     drift: float = 0.3  # ours: largest ‖θ − θ~‖ / ‖θ~‖
     batch: int = 128
-    stamped: float = 0.5  # ours: share q of every batch that carries a trigger
+    stamped: float = 0.125  # ours: share q of every batch that carries a trigger
     clip: float = 1.0  # ours
     exaggerated: float = 2.0  # ours: the smallest trigger that works is weaker than the true one
     mixed: float = 0.5  # ours: largest share of a second image in the first; Zhang et al., mixup, 2018
+    fog: float = 0.4  # ours: largest share of a colour in half of the pupil's images
+    # The next three: what is taught inside the network, on every other step or so.
+    inside: float = 0.5  # ours: share of such steps
+    deeper: float = 5.0  # ours: the features move by up to so many times what the recovered trigger moves them
+    taught: int = 2  # ours: triggers, the most suspicious of the pivot
+    moved: float = 0.5  # ours: share of every such batch whose features move
     pad: int = 4
     flip: bool = True
 
@@ -78,8 +86,10 @@ class Unlearning:
         for name in ("rounds", "starts", "steps", "lr", "adam_lr", "longer", "drift", "batch"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Unlearning({name}={getattr(self, name)}): must be positive")
-        if not 0 < self.stamped < 1 or not 0 <= self.mixed <= 1 or self.exaggerated < 1:
-            raise ValueError(f"{self}: 0 < stamped < 1, 0 <= mixed <= 1, exaggerated >= 1")
+        if not (0 < self.stamped < 1 and 0 < self.moved < 1) or self.exaggerated < 1 or self.deeper < 0 or self.taught < 1:
+            raise ValueError(f"{self}: 0 < stamped, moved < 1, exaggerated >= 1, deeper >= 0, taught >= 1")
+        if not (0 <= self.mixed <= 1 and 0 <= self.fog <= 1 and 0 <= self.inside <= 1):
+            raise ValueError(f"{self}: mixed, fog and inside are shares")
 
     def __call__(
         self, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch = unwatched
@@ -92,6 +102,7 @@ class Unlearning:
         lesson, usual = self._survey(anchor, trusted, context)
         suspects = {(trigger.family, trigger.target) for trigger in lesson}
         repaired = anchor.clone()
+        cut = half_way(anchor, trusted.images.to(context.device)) if self.inside else None
         for turn in range(self.rounds if lesson else 0):
             fresh = replace(context, seed=context.seed + turn)
             found = self._invert(repaired.frozen(), trusted, suspects, fresh)
@@ -99,7 +110,7 @@ class Unlearning:
             if turn and not small:
                 break
             lesson += small
-            repaired = self._unlearn(repaired, anchor, lesson, trusted, fresh, watch, turn)
+            repaired = self._unlearn(repaired, anchor, lesson, cut, trusted, fresh, watch, turn)
         return repaired
 
     def _survey(
@@ -139,21 +150,37 @@ class Unlearning:
         model: Classifier,
         anchor: Classifier,
         lesson: Sequence[Trigger],
+        cut: str | None,
         trusted: TrustedData,
         context: Context,
         watch: Watch,
         turn: int,
     ) -> Classifier:
-        """A clone of `model`, taught to answer as the anchor does on clean images, with and without the triggers."""
+        """A clone of `model`, taught to answer as the anchor does on clean images, with and without the triggers, at
+        the image and at the `cut`."""
         generator = context.generator(stream=6)
 
-        def loss(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        def at_the_image(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
             with torch.no_grad():
-                x = mix(x, self.mixed, generator)
-                teacher = anchor(x).float()
-                q = max(1, round(self.stamped * len(x)))
-                seen = torch.cat([stamp(lesson, x[:q], y[:q], generator, self.exaggerated), x[q:]])
+                teacher, n = anchor(x).float(), max(1, round(self.stamped * len(x)))
+                seen = torch.cat([stamp(lesson, x[:n], y[:n], generator, self.exaggerated), x[n:]])
+                seen = in_fog(seen, self.fog, generator)
             return distillation(classifier(seen).float(), teacher)
+
+        def at_the_cut(classifier: Classifier, x: Tensor, y: Tensor, cut: str) -> Tensor:
+            with torch.no_grad():
+                z, teacher = features(anchor, cut, x)
+                n = max(1, round(self.moved * len(x)))
+                triggered, _ = features(anchor, cut, stamp(lesson[: self.taught], x[:n], y[:n], generator))
+                z = torch.cat([moved(z[:n], triggered, self.deeper, generator), z[n:]])
+            with fed(classifier, cut, z):
+                return distillation(classifier(x).float(), teacher.float())
+
+        def loss(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
+            x = mix(x, self.mixed, generator)
+            if cut is not None and float(torch.rand((), generator=generator)) < self.inside:
+                return at_the_cut(classifier, x, y, cut)
+            return at_the_image(classifier, x, y)
 
         pupil = model.clone()
         fit, bounded = self._fit(pupil, trusted.shape), layer_normalised(pupil)
@@ -177,32 +204,3 @@ class Unlearning:
         pad = min(self.pad, min(shape[1:]) // 8)
         lr = self.adam_lr / pupil.head.in_features
         return replace(fit, steps=self.longer * self.steps, lr=lr, optimiser="adam", pad=pad)
-
-
-def stamp(
-    triggers: Sequence[Trigger], images: Tensor, labels: Tensor, generator: torch.Generator, exaggerated: float = 1.0
-) -> Tensor:
-    """Each image (B, C, H, W) with one of the triggers, unless it is of that trigger's target: a family is drawn, each
-    as likely as another however many triggers it has, then one of its triggers.
-
-    What the trigger changes is multiplied by a factor drawn from [1, exaggerated].
-    """
-    families = [trigger.family.name for trigger in triggers]
-    chances = torch.tensor([1 / families.count(name) for name in families])
-    drawn = torch.multinomial(chances, len(images), replacement=True, generator=generator).to(images.device)
-    factor = 1 + (exaggerated - 1) * torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
-    stamped = images.clone()
-    for k, trigger in enumerate(triggers):
-        rows = (drawn == k) & (labels != trigger.target)
-        if bool(rows.any()):
-            clean = images[rows]
-            stamped[rows] = (clean + factor[rows] * (trigger(clean) - clean)).clamp(0, 1)
-    return stamped
-
-
-def mix(images: Tensor, largest: float, generator: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) with a share in [0, largest] of another one of the batch."""
-    share = largest * torch.rand(len(images), 1, 1, 1, generator=generator)
-    other = torch.randperm(len(images), generator=generator)
-    share, other = share.to(images.device), other.to(images.device)
-    return (1 - share) * images + share * images[other]

@@ -17,8 +17,8 @@ from audit_cli.repairs.feature_shift import FeatureShift
 from audit_cli.repairs.fine_pruning import FinePruning, channel_activity, last_convolution
 from audit_cli.repairs.nad import attention_map, feature_maps, stages
 from audit_cli.repairs.sharpness_aware import SharpnessAware, perturbation
+from audit_cli.repairs.stamping import stamp
 from audit_cli.repairs.trajectory import Trajectory
-from audit_cli.repairs.unlearning import stamp
 from audit_cli.repairs.weight_decay import WeightDecay
 from audit_cli.types import Context, Trigger
 

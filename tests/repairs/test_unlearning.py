@@ -16,7 +16,8 @@ from audit_cli.inversion.racing import Race
 from audit_cli.metrics import asr, cda, predict
 from audit_cli.repairs.drift import drift
 from audit_cli.repairs.relearning import Relearning
-from audit_cli.repairs.unlearning import Unlearning, mix
+from audit_cli.repairs.stamping import mix
+from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.training import Fit
 from audit_cli.types import Context, Trigger, TrustedData
 

@@ -1,0 +1,102 @@
+"""Teaching inside the network: the lesson begins at a layer, not at the image.
+
+A recovered trigger is the smallest one that works. The true one looks different and is stronger, so a network taught to
+see through the first still obeys the second. Half-way through the pivot the two are hardly different any more: they
+move the features in the same direction (cosine .8 to .97 on victims with blends and patches), the true one two or three
+times as far. So the features are moved by hand, by what the pivot makes of the trigger times a factor, and the layers
+behind learn to answer as if nothing had happened.
+
+    z = g(x) + s · (g(x ⊕ T) − g(x))        s drawn from [0, deeper];  g: the pivot up to a cut, f = h ∘ g
+    minimise  KL(f(x; pivot) ‖ h(z; θ))
+
+z comes from the pivot: were the pupil's own front used, it would grow until the steps added no longer mattered.
+Ours; latent adversarial training (Casper, Schulze, Patel, Hadfield-Menell: Defending Against Unforeseen Failure Modes
+with Latent Adversarial Training, 2024, https://arxiv.org/abs/2403.05030) searches such a direction instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from audit_cli.classifier import Classifier
+
+
+def features(classifier: Classifier, cut: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the module named `cut` returns for images (N, 3, H, W), and the logits (N, K)."""
+    seen: list[Tensor] = []
+    hook = classifier.get_submodule(cut).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        logits = classifier(images)
+    finally:
+        hook.remove()
+    return seen[0], logits
+
+
+@contextmanager
+def fed(classifier: Classifier, cut: str, value: Tensor) -> Iterator[None]:
+    """Inside, the module named `cut` returns `value` whatever it is given."""
+    hook = classifier.get_submodule(cut).register_forward_hook(lambda module, inputs, output: value.to(output.dtype))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def half_way(classifier: Classifier, images: Tensor) -> str | None:
+    """The first cut with half of the network's convolutions and linear layers before it; None when there is no cut.
+
+    A cut is a module that everything passes through: fed with its features of other images, the network answers as to
+    those. It is looked for with two of `images` (N, 3, H, W); the head is none.
+    """
+    pair = images[:2]
+    order, weighted = _order(classifier, pair)
+    other, wanted = pair.flip(0), classifier(pair)
+    if torch.equal(wanted, wanted.flip(0)):
+        return None  # it answers alike to both, so nothing can be told apart
+    for name, before in order:
+        if 2 * before < weighted:
+            continue
+        if before == weighted:
+            break
+        value, _ = features(classifier, name, pair)
+        with fed(classifier, name, value):
+            if torch.allclose(classifier(other), wanted, rtol=1e-3, atol=1e-4):
+                return name
+    return None
+
+
+def _order(classifier: Classifier, images: Tensor) -> tuple[list[tuple[str, int]], int]:
+    """Modules that run once and return one tensor, in the order they end, each with the number of layers with weights
+    that have run by then; and the number of all of these."""
+    ended: list[tuple[str, int]] = []
+    weighted = 0
+
+    def look(name: str, module: nn.Module, output: object) -> None:
+        nonlocal weighted
+        weighted += isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(output, Tensor) and output.is_floating_point() and len(output) == len(images):
+            ended.append((name, weighted))
+
+    hooks = [
+        module.register_forward_hook(lambda m, inputs, output, name=name: look(name, m, output))
+        for name, module in classifier.named_modules()
+        if name
+    ]
+    try:
+        classifier(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = [name for name, _ in ended]
+    return [(name, before) for name, before in ended if names.count(name) == 1], weighted
+
+
+def moved(clean: Tensor, triggered: Tensor, deeper: float, generator: torch.Generator) -> Tensor:
+    """Features (N, ...) of clean images, moved along what the trigger does to each by a factor from [0, deeper]."""
+    factor = deeper * torch.rand(len(clean), *[1] * (clean.dim() - 1), generator=generator)
+    return clean + factor.to(clean) * (triggered - clean)
