@@ -86,8 +86,10 @@ class Unlearning:
         for name in ("rounds", "starts", "steps", "lr", "adam_lr", "longer", "drift", "batch"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Unlearning({name}={getattr(self, name)}): must be positive")
-        if not (0 < self.stamped < 1 and 0 < self.moved < 1) or self.exaggerated < 1 or self.deeper < 0 or self.taught < 1:
-            raise ValueError(f"{self}: 0 < stamped, moved < 1, exaggerated >= 1, deeper >= 0, taught >= 1")
+        if not (0 < self.stamped < 1 and 0 < self.moved < 1):
+            raise ValueError(f"{self}: 0 < stamped < 1, 0 < moved < 1")
+        if self.exaggerated < 1 or self.deeper < 0 or self.taught < 1:
+            raise ValueError(f"{self}: exaggerated >= 1, deeper >= 0, taught >= 1")
         if not (0 <= self.mixed <= 1 and 0 <= self.fog <= 1 and 0 <= self.inside <= 1):
             raise ValueError(f"{self}: mixed, fog and inside are shares")
 

@@ -1,0 +1,120 @@
+"""Layer 1: a trigger nobody recovered must go when it and the recovered one meet in the same hidden unit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import BASE, GAIN, Planted, noise_data, small
+
+from audit_cli.classifier import Classifier
+from audit_cli.inversion.mask import Mask
+from audit_cli.metrics import asr, cda, predict
+from audit_cli.repairs.inside import features, fed, half_way, moved
+from audit_cli.repairs.stamping import in_fog
+from audit_cli.repairs.unlearning import Unlearning
+from audit_cli.types import Context, Trigger, TrustedData
+
+CPU = Context()
+TOY = Planted(weight=0.0)
+
+
+def painted(block: Tensor) -> Trigger:
+    """The trigger that makes `block` (H, W) white, for the toy's target."""
+    pattern = torch.full((1, 3, TOY.height, TOY.width), 20.0)
+    return Trigger(Mask(), {"mask": 40 * block[None, None] - 20, "pattern": pattern}, TOY.target, 4.0)
+
+
+def two_ways_in() -> tuple[Classifier, Trigger, Trigger]:
+    """A network with a hidden unit for each class's region and one that leads to the target. Two blocks of pixels turn
+    that one on, the second four times as far; the triggers paint the one and the other block."""
+    one, other = torch.zeros_like(TOY.block), torch.zeros_like(TOY.block)
+    one[-2:, -2:], other[-2:, :2] = 1, 1
+    rows = torch.cat([TOY.regions, (one + 4 * other)[None]])
+    front = nn.Linear(3 * TOY.height * TOY.width, len(rows))
+    front.weight.data = rows[:, None].expand(-1, 3, -1, -1).flatten(1).clone()
+    front.bias.data = torch.zeros(len(rows))
+    front.bias.data[-1] = -3 * 20 * BASE  # off unless a block is painted
+    head = nn.Linear(len(rows), TOY.classes)
+    head.weight.data = torch.zeros(TOY.classes, len(rows))
+    head.weight.data[:, :-1] = GAIN * torch.eye(TOY.classes)
+    head.weight.data[TOY.target, -1] = 3 * GAIN
+    head.bias.data = torch.zeros(TOY.classes)
+    module = nn.Sequential(nn.Flatten(), front, nn.ReLU(), head)
+    return Classifier(module, "3", arch="two ways in").frozen(), painted(one), painted(other)
+
+
+def success(classifier: Classifier, trigger: Trigger, data: TrustedData) -> float:
+    others = data.labels != trigger.target
+    return asr(predict(classifier, trigger(data.images[others]), CPU), data.labels[others], trigger.target)
+
+
+@pytest.mark.parametrize(("inside", "gone"), [(1.0, True), (0.0, False)])
+def test_a_trigger_that_was_not_recovered_goes_with_the_one_that_was(inside: float, gone: bool) -> None:
+    pivot, recovered, true = two_ways_in()
+    data = TOY.data()
+    assert min(success(pivot, t, data) for t in (recovered, true)) == 1.0
+    settings = Unlearning(
+        inside=inside, stamped=0.5, fog=0.0, steps=200, lr=0.01, clip=1.0, batch=24, pad=0, flip=False
+    )
+    cut = half_way(pivot, data.images) if inside else None
+    repaired = settings._unlearn(pivot, pivot, [recovered], cut, data, CPU, lambda step, classifier: None, 0)
+    assert cda(predict(repaired, data.images, CPU), data.labels) == 1.0
+    assert success(repaired, recovered, data) <= 0.05
+    assert (success(repaired, true, data) <= 0.05) is gone
+
+
+class Branched(nn.Module):
+    """Three layers with weights, the second beside a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.branch = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.sum, self.fc = nn.Identity(), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.sum(x + self.branch(x))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_half_way_is_where_everything_passes() -> None:
+    classifier = Classifier(Branched(), "fc", arch="branched").frozen()
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert half_way(classifier, images) == "module.sum"  # not the branch, which ends before it
+    blind = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), "1", arch="linear").frozen()
+    assert half_way(blind, images) is None  # nothing but the head
+
+
+def test_a_fed_network_answers_to_what_it_is_fed() -> None:
+    classifier, data = small().eval(), noise_data()
+    first, second = data.images[:3], data.images[3:6]
+    cut = half_way(classifier, first)
+    assert cut is not None
+    value, logits = features(classifier, cut, first)
+    torch.testing.assert_close(logits, classifier(first))
+    with fed(classifier, cut, value):
+        torch.testing.assert_close(classifier(second), logits)
+    torch.testing.assert_close(classifier(first), logits)  # the hook is gone
+    assert not torch.allclose(classifier(second), logits)
+
+
+def test_features_move_along_what_the_trigger_does() -> None:
+    clean, triggered = torch.zeros(64, 2, 3), torch.tensor([[1.0, 2.0, -1.0]]).expand(64, 2, 3)
+    far = moved(clean, triggered, 5.0, torch.Generator().manual_seed(0))
+    factors = far[:, 0, 0]
+    torch.testing.assert_close(far, factors[:, None, None] * triggered)
+    assert 0 <= float(factors.min()) < 1
+    assert 4 < float(factors.max()) <= 5
+
+
+def test_half_the_images_are_in_fog() -> None:
+    images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen = in_fog(images, 0.4, torch.Generator().manual_seed(1))
+    clear = (seen == images).flatten(1).all(1)
+    assert 70 < int(clear.sum()) < 130
+    contrast = seen.flatten(2).std(2) / images.flatten(2).std(2)
+    assert 0.59 < float(contrast.min()) < 0.65
+    assert float(contrast.max()) < 1.0001
+    assert torch.equal(in_fog(images, 0.0, torch.Generator()), images)
