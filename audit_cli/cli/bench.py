@@ -162,6 +162,8 @@ def table(
             rows[f"ablation, {detector}"] = ablation.ablation_table(once)
     if cells["robustness"]:
         rows["robustness"] = summary.repair_table(cells["robustness"])
+        if beside := summary.side_by_side(cells["robustness"]):
+            rows["robustness, asr after the repair (points of cda lost)"] = beside
     if trade_off or by_count:
         from audit_cli.games import plots
 

@@ -203,6 +203,23 @@ def repair_table(cells: Sequence[Mapping[str, Any]], residual: float = 0.05, dro
     return rows
 
 
+def side_by_side(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """A row per repair, a column per attack and count: mean residual asr, and in brackets the points of cda lost; first
+    the asr before, last that of a clean model. Lukas, Kerschbaum: Pick your Poison, 2023, Table III."""
+    used = [c for c in cells if c["planted"] and c["attack"] != CLEAN]
+    columns = sorted_groups(used, "attack", "poison_count", "loss")
+    rows: dict[str, Row] = {name: {"repair": name} for name in ("none", *dict.fromkeys(c["repair"] for c in used))}
+    rows["a clean model"] = {"repair": "a clean model"}
+    for (attack, count, loss), group in columns:
+        column = f"{attack}, {count}" + (f", {loss}" if loss else "")
+        rows["none"][column] = f"{mean(c['asr']['value'] for c in group):.2f}"
+        for (repair,), repaired in grouped(group, "repair").items():
+            left, lost = mean(c["asr_after"]["value"] for c in repaired), mean(c["cda_drop"]["value"] for c in repaired)
+            rows[repair][column] = f"{left:.2f} ({100 * lost:.1f})"
+        rows["a clean model"][column] = f"{mean(c['floor']['value'] for c in group):.2f}"
+    return list(rows.values()) if used else []
+
+
 def is_repaired(cell: Mapping[str, Any], residual: float, drop: float) -> bool:
     """Little of the attack left, little accuracy lost."""
     floor = cell["floor"]["high"] if cell["floor"] else 0.0

@@ -14,6 +14,7 @@ from audit_cli.games.summary import (
     bootstrap,
     detection_table,
     repair_table,
+    side_by_side,
     statistics,
     tpr_at,
 )
@@ -126,6 +127,18 @@ def test_repaired_is_little_left_and_little_lost(after: float, drop: float, floo
     (row,) = repair_table([repaired_cell(after, drop, floor)])
     assert row["repaired"] == repaired
     assert (row["asr after"], row["drop"], row["victims"]) == (after, drop, 1)
+
+
+def test_repairs_stand_side_by_side() -> None:
+    cells = [repaired_cell(0.1, 0.01, 0.03), repaired_cell(0.3, 0.02, 0.05)]
+    cells += [repaired_cell(0.4, 0.0, 0.04) | {"repair": "s", "attack": "blend"}]
+    cells += [repaired_cell(0.9, 0.5) | {"planted": False}, repaired_cell(0.9, 0.5) | {"attack": "clean"}]
+    before, r, s, clean = side_by_side(cells)
+    assert before == {"repair": "none", "badnets, 5": "0.90", "blend, 5": "0.90"}
+    assert r == {"repair": "r", "badnets, 5": "0.20 (1.5)"}
+    assert s == {"repair": "s", "blend, 5": "0.40 (0.0)"}
+    assert clean == {"repair": "a clean model", "badnets, 5": "0.04", "blend, 5": "0.04"}
+    assert side_by_side(cells[3:]) == []
 
 
 def test_victims_whose_attack_did_not_take_are_counted_apart() -> None:
