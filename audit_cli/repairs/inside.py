@@ -1,10 +1,10 @@
 """Teaching inside the network: the lesson begins at a layer, not at the image.
 
 A recovered trigger is the smallest one that works. The true one looks different and is stronger, so a network taught to
-see through the first still obeys the second. Half-way through the pivot the two are hardly different any more: they
-move the features in the same direction (cosine .8 to .97 on victims with blends and patches), the true one two or three
-times as far. So the features are moved by hand, by what the pivot makes of the trigger times a factor, and the layers
-behind learn to answer as if nothing had happened.
+see through the first still obeys the second. Deep in the pivot the two are hardly different any more: they move the
+features the same way, the true one up to three times as far (fixtures/results/inside-study.json). So the features are
+moved by hand, by what the pivot makes of the trigger times a factor, and the layers behind learn to answer as if
+nothing had happened.
 
     z = g(x) + s · (g(x ⊕ T) − g(x))        s drawn from [0, deeper];  g: the pivot up to a cut, f = h ∘ g
     minimise  KL(f(x; pivot) ‖ h(z; θ))
@@ -46,28 +46,32 @@ def fed(classifier: Classifier, cut: str, value: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-@torch.no_grad()
 def half_way(classifier: Classifier, images: Tensor) -> str | None:
-    """The first cut with half of the network's convolutions and linear layers before it; None when there is no cut.
+    """The first cut with half of the network's convolutions and linear layers before it; None when there is no cut."""
+    return next(cuts(classifier, images, after=0.5), None)
 
-    A cut is a module that everything passes through: fed with its features of other images, the network answers as to
-    those. It is looked for with two of `images` (N, 3, H, W); the head is none.
+
+@torch.no_grad()
+def cuts(classifier: Classifier, images: Tensor, after: float = 0.0) -> Iterator[str]:
+    """Modules that everything passes through, in order, from those with a share `after` of the layers with weights
+    before them; the head is none.
+
+    Fed with its features of other images, a network cut there answers as to those. It is tried with two of `images`
+    (N, 3, H, W).
     """
     pair = images[:2]
     order, weighted = _order(classifier, pair)
-    other, wanted = pair.flip(0), classifier(pair)
+    wanted = classifier(pair)
     if torch.equal(wanted, wanted.flip(0)):
-        return None  # it answers alike to both, so nothing can be told apart
+        return  # it answers alike to both, so nothing can be told apart
     for name, before in order:
-        if 2 * before < weighted:
+        if not after * weighted <= before < weighted:
             continue
-        if before == weighted:
-            break
         value, _ = features(classifier, name, pair)
         with fed(classifier, name, value):
-            if torch.allclose(classifier(other), wanted, rtol=1e-3, atol=1e-4):
-                return name
-    return None
+            fits = torch.allclose(classifier(pair.flip(0)), wanted, rtol=1e-3, atol=1e-4)
+        if fits:
+            yield name
 
 
 def _order(classifier: Classifier, images: Tensor) -> tuple[list[tuple[str, int]], int]:
