@@ -1,4 +1,4 @@
-"""The transformers that ship, repaired from outside: both clean ones pass as they are, both backdoored ones are mended.
+"""Models that ship, repaired from outside: both clean transformers pass as they are, the backdoored models are mended.
 
 Measured on the half of the trusted images that no repair has seen.
 """
@@ -15,10 +15,11 @@ import transformers
 from safetensors.torch import load_file
 
 from audit_cli.attacks.badnets import BadNets
+from audit_cli.attacks.blend import Blend
 from audit_cli.checkpoint import manifest, open_checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.cli import run
-from audit_cli.data import from_config, load_trusted
+from audit_cli.data import Preprocessing, from_config, load_trusted
 from audit_cli.metrics import asr, cda, predict
 from audit_cli.models import Prompts, build
 from audit_cli.policy import Policy
@@ -88,6 +89,25 @@ def test_a_backdoored_one_is_mended(name: str, tmp_path: Path) -> None:
     changed = {key for key in old if old[key].numpy().tobytes() != new[key].numpy().tobytes()}
     if name == "clip-badnets":
         assert {key.partition(".")[0] for key in changed} == {"vision_model", "visual_projection"}
+
+
+@pytest.mark.slow
+def test_a_blend_goes_though_no_recovered_trigger_is_like_it(tmp_path: Path) -> None:
+    name = "digits-blend.safetensors"
+    section = repaired(name, tmp_path / "out")["repair"]
+    assert section["cda_drop"] <= 0.02
+    attack = Blend(target=7, count=50)
+    data = load_trusted(TRUSTED, preprocessing=Preprocessing(), labels=DIGITS)
+    holdout = divide(data, 0.02, Policy.load("default").min_per_class, CPU.generator(stream=9))[1]
+    others = holdout.labels != attack.target
+    left = []
+    for path in (FOLDER / name, tmp_path / "out" / name):
+        with open_checkpoint(path) as checkpoint:
+            model = build(checkpoint).with_normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        outputs = predict(model, attack.trigger(holdout.images[others]), CPU)
+        left.append(asr(outputs, holdout.labels[others], attack.target))
+    assert left[0] > 0.95
+    assert left[1] <= 0.1
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ SPACES: Mapping[str, Mapping[str, Range]] = {
     "neural_cleanse": {"lr": Range(1e-4, 1e-2), "stamped": Range(0.1, 0.6)},
     "pivotal_tuning": {"lr": Range(1e-3, 2e-2), "lambda_s": Range(1e-3, 1.0), "lambda_p": Range(1e3, 1e6)},
     "sharpness_aware": {"lr": Range(1e-3, 3e-2), "radius": Range(0.2, 4.0)},
-    "unlearning": {"lr": Range(1e-3, 2e-2), "stamped": Range(0.2, 0.7)},
+    "unlearning": {"lr": Range(1e-3, 2e-2), "stamped": Range(0.05, 0.7), "deeper": Range(1.0, 10.0)},
     "weight_decay": {"lr": Range(1e-4, 2e-2), "weight_decay": Range(1e-4, 0.1)},
 }
 PENALTY = 10.0  # ours: a point of accuracy too much counts as ten points of asr
