@@ -20,8 +20,8 @@ a blended pattern works as a fog does, and no recovered trigger takes anything f
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside leave more of the backdoor there and are left out
-(development: vit-badnets .09 and .15 of the success, neither .00). Of CLIP the image tower alone is tuned: text tower and temperature are no
-parameters of a zero-shot classifier.
+(development: vit-badnets keeps .09 and .15 of its success with one of them, .00 with neither). Of CLIP the image tower
+alone is tuned: text tower and temperature are no parameters of a zero-shot classifier.
 
 Differs from the paper: several rounds, trigger families and starts instead of one; lessons inside the network;
 distillation instead of labels; batch normalisation is frozen.
