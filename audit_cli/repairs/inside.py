@@ -2,9 +2,8 @@
 
 A recovered trigger is the smallest one that works. The true one looks different and is stronger, so a network taught to
 see through the first still obeys the second. Deep in the pivot the two are hardly different any more: they move the
-features the same way, the true one up to three times as far (fixtures/results/inside-study.json). So the features are
-moved by hand, by what the pivot makes of the trigger times a factor, and the layers behind learn to answer as if
-nothing had happened.
+features the same way, the true one further (fixtures/results/inside-study.json). So the features are moved by hand, by
+what the pivot makes of the trigger times a factor, and the layers behind learn to answer as if nothing had happened.
 
     z = g(x) + s · (g(x ⊕ T) − g(x))        s drawn from [0, deeper];  g: the pivot up to a cut, f = h ∘ g
     minimise  KL(f(x; pivot) ‖ h(z; θ))
