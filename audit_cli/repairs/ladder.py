@@ -4,8 +4,8 @@ Every rung starts from the unrepaired model, so that what was lost on one is not
 
 A repair can pass the rescan with much of the true trigger's success left, because what is left of the backdoor is no
 smaller than what ordinary classes have; the loss of accuracy is seen at once. So the first rung is as strong as most
-models bear, and a gentle one follows for those that lose too much by it: without fog, which costs narrow networks a
-point of accuracy and matters for blended patterns. The last is for triggers that survive.
+models bear, and a gentle one follows for those that lose too much by it: without fog, which matters for blended
+patterns and costs narrow networks accuracy. The last is for triggers that survive.
 """
 
 from __future__ import annotations
