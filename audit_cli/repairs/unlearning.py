@@ -19,8 +19,8 @@ still on mixtures of two images, of which there are many. The pupil alone sees t
 a blended pattern works as a fog does, and no recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
-further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets) and
-are left out. Of CLIP the image tower alone is tuned: text tower and temperature are no parameters of a zero-shot
+further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
+and are left out. Of CLIP the image tower alone is tuned: text tower and temperature are no parameters of a zero-shot
 classifier.
 
 Differs from the paper: several rounds, trigger families and starts instead of one; lessons inside the network;
