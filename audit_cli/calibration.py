@@ -5,6 +5,9 @@ are always the smallest. So a score is compared with the same class's scores on 
 
     z = (log s − mean of log s) / (standard deviation + SLACK)        mean, deviation: over clean models
 
+(variances are pulled towards the family's as if that had been measured on PRIOR_MODELS more: where no clean model has
+a class within reach, their scores hardly differ, and the first that has would otherwise be the oddest of all)
+
 and a model's statistic is its largest z over classes and families. Vovk, Gammerman, Shafer: Algorithmic Learning in a
 Random World, 2005 (full conformal prediction): with n clean models and the suspect in one bag, each member's statistic
 is taken against the others. A clean suspect is as likely as any of them to have the largest, so
@@ -42,6 +45,7 @@ from audit_cli.types import Finding, TrustedData
 RULE = "BD001"  # whose scores are calibrated
 SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 SLACK = 0.05  # ours: of log scores; classes whose few clean scores happen to agree are not held to that
+PRIOR_MODELS = 10  # ours
 MARGIN = 0.05  # ours: of accuracy, around the clean models'
 LEAST = 0.05  # ours: smaller scores are all the same
 
@@ -170,13 +174,15 @@ class Calibration:
 
 def standard(scores: Tensor, others: Tensor) -> Tensor:
     """Log scores (families, classes) in deviations of the `others` (N, families, classes) from their mean, class by
-    class; of the whole family where fewer than two of them have the class. NaN where there is nothing to compare."""
+    class; from the family's where fewer than two of them have the class. NaN where there is nothing to compare."""
     known = ~others.isnan()
     count, whole = known.sum(0), known.sum((0, 2))[:, None]
     filled = others.nan_to_num(0.0)
     mean = torch.where(count > 1, filled.sum(0) / count.clamp(min=1), filled.sum((0, 2))[:, None] / whole.clamp(min=1))
     squares = torch.where(known, others - mean, 0.0).nan_to_num(0.0).square()
-    variance = torch.where(count > 1, squares.sum(0) / count.clamp(min=1), squares.sum((0, 2))[:, None] / whole)
+    family = squares.sum((0, 2))[:, None] / whole
+    own = torch.where(count > 1, count, 0)
+    variance = (torch.where(count > 1, squares.sum(0), 0.0) + PRIOR_MODELS * family) / (own + PRIOR_MODELS)
     return torch.where(whole > 1, (scores - mean) / (variance.sqrt() + SLACK), math.nan)
 
 

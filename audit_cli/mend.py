@@ -40,6 +40,8 @@ from audit_cli.repairs.output import (
 )
 from audit_cli.repairs.relearning import Relearned, Relearning
 from audit_cli.repairs.trajectory import Trajectory
+from audit_cli.repairs.unlearning import Unlearning
+from audit_cli.repairs.watch import WatchedRepair
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.json import render
 from audit_cli.runtime import Stopwatch
@@ -150,11 +152,19 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     for k, rung in enumerate(ladder, start=1):
         context = replace(case.context, seed=case.context.seed + 1_000 * k)
         curve = Trajectory(case.subject.classifier, case.holdout, context)
-        tuned = rung.repair(case.subject.classifier, case.fit, context, curve)
+        tuned = told(rung.repair, case.triggers)(case.subject.classifier, case.fit, context, curve)
         attempts.append(examine(case, rung.name, tuned, curve, replace(context, seed=context.seed + 500)))
         if attempts[-1].passes:
             break
     return attempts
+
+
+def told(repair: WatchedRepair, triggers: Sequence[Trigger]) -> WatchedRepair:
+    """`repair`, knowing which families and classes the scan convicted, where that is of use to it. The triggers it finds
+    anew, on the images it may use."""
+    if not isinstance(repair, Unlearning):
+        return repair
+    return replace(repair, accused=frozenset((trigger.family.name, trigger.target) for trigger in triggers))
 
 
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:

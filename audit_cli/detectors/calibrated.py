@@ -33,6 +33,7 @@ from audit_cli.inversion.engine import Search, State
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
 from audit_cli.inversion.warp import Warp
+from audit_cli.inversion.wave import Wave
 from audit_cli.metrics import asr, predict
 from audit_cli.repairs.pivotal_tuning import PivotalTuning
 from audit_cli.types import Context, Finding, Repair, Trigger, TriggerFamily, TrustedData
@@ -43,7 +44,7 @@ class Calibrated:
     """families: the kinds of trigger searched for. reference: the repair whose result is the reference model; None for
     sizes alone."""
 
-    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp())
+    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     reference: Repair | None = field(default_factory=lambda: PivotalTuning(steps=200))  # ours, see above
@@ -64,12 +65,14 @@ class Calibrated:
             compared.update(state.classes.tolist())
             reached.update(state.classes[state.reached].tolist())
             context.progress.stage(f"{family.name} triggers on unseen images", len(state.classes))
-            small = smallness(needed(state, family.ceiling(fit.shape)), ordinary, suspect.num_classes)
+            sizes = needed(state, family.ceiling(fit.shape))
+            small = smallness(sizes, ordinary, suspect.num_classes)
             for row in range(len(state.classes)):
                 trigger = state.trigger(row, family)
                 found = bool(state.reached[row])
                 rates = [success(model, trigger, holdout, context) for model in models]
-                score, ratio = (float(small.score[row]), float(small.ratio[row])) if found else (0.0, 0.0)
+                known = bool(sizes[row].isfinite())  # a bounded family: no size under its largest works
+                score, ratio = (float(small.score[row]), float(small.ratio[row])) if known else (0.0, 0.0)
                 size = self._size(trigger, score, ratio, rates, holdout.class_names)
                 yield replace(size, details={**size.details, "reached": found})
                 if self.reference is not None:

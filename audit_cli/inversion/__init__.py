@@ -7,6 +7,7 @@ from audit_cli.inversion.pixel import Pixel
 from audit_cli.inversion.random_patch import RandomPatch
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.warp import Warp
+from audit_cli.inversion.wave import Wave
 from audit_cli.types import TriggerFamily
 
 FAMILIES: dict[str, type[TriggerFamily]] = {
@@ -17,4 +18,5 @@ FAMILIES: dict[str, type[TriggerFamily]] = {
     "random_patch": RandomPatch,
     "source_mask": SourceMask,
     "warp": Warp,
+    "wave": Wave,
 }

@@ -19,13 +19,14 @@ Differs from the paper: the random sample; and the numbers are set by hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.engine import Search, State
+from audit_cli.inversion.listing import Listed, Listing
 from audit_cli.types import Context, TriggerFamily, TrustedData
 
 
@@ -65,6 +66,7 @@ class Race:
     pairs: int = 400  # ours: most pairs of classes searched; with more, a family per source is left out
     first: int = 60  # ours: steps of all pairs; the rest of `steps` is for the smallest
     sources: int = 2  # ours: pairs of each target that go on
+    listing: Listing = field(default_factory=Listing)  # of families that are tried one by one
 
     def __post_init__(self) -> None:
         if not 0 < self.first <= self.steps or min(self.sample, self.chunk, self.sources) < 1:
@@ -82,6 +84,8 @@ class Race:
         self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
     ) -> tuple[State, Tensor]:
         """The K classes that ran to the end, and which of them (K,) bool are a fair sample of all classes."""
+        if isinstance(family, Listed):
+            return self._run_listed(suspect, family, trusted, search, context)
         if family.per_source:
             return self._run_pairs(suspect, family, trusted, search, context)
         if suspect.num_classes > (self.rungs[-1].classes or 0) + self.sample:
@@ -90,6 +94,18 @@ class Race:
         context.progress.stage(f"{family.name} triggers", self.steps)
         state = search.run(suspect, family, state, trusted, self.steps, context)
         return state, torch.ones_like(state.classes, dtype=torch.bool)
+
+    def _run_listed(
+        self, suspect: Classifier, family: Listed, trusted: TrustedData, search: Search, context: Context
+    ) -> tuple[State, Tensor]:
+        sample = torch.arange(suspect.num_classes)
+        more = self.rungs[-1].classes or 0
+        if len(sample) > more + self.sample:
+            sample = torch.randperm(len(sample), generator=context.generator(stream=4))[: self.sample]
+        else:
+            more = 0
+        state = self.listing.run(suspect, family, trusted, search, context, sample, more)
+        return state, torch.isin(state.classes, sample.to(state.classes))
 
     def _run_rungs(
         self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context

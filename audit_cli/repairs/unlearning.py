@@ -13,10 +13,10 @@ approximation and the true trigger are alike.
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
-by `allowed` more in a family whose sizes differ much on clean models. The pivot sees clean images only, and what it
-says of them is the lesson for both: with few images its answers hold the accuracy better than labels do, and better
-still on mixtures of two images, of which there are many. The pupil alone sees them through a fog of one colour, since
-a blended pattern works as a fog does, and no recovered trigger takes anything from the image.
+by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it. The pivot sees
+clean images only, and what it says of them is the lesson for both: with few images its answers hold the accuracy better
+than labels do, and better still on mixtures of two images, of which there are many. The pupil alone sees them through a
+fog of one colour, since a blended pattern works as a fog does, and no recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
@@ -29,6 +29,7 @@ distillation instead of labels; batch normalisation is frozen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,9 +39,11 @@ from torch import Tensor
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
+from audit_cli.inversion.listing import Listed
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
 from audit_cli.inversion.warp import Warp
+from audit_cli.inversion.wave import Wave
 from audit_cli.repairs.distillation import distillation
 from audit_cli.repairs.drift import bound, layer_normalised
 from audit_cli.repairs.inside import features, fed, half_way, moved
@@ -54,8 +57,9 @@ from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
 class Unlearning:
     """families: the kinds of trigger looked for. Without a suspicious class, the most suspicious one is unlearnt."""
 
-    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp())
-    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5),)  # ours
+    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
+    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
+    accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     rounds: int = 5  # ours
@@ -128,12 +132,18 @@ class Unlearning:
             state, _ = self.race.run(pivot, family, trusted, self.search, context)
             if not bool(state.reached.any()):
                 continue
-            sizes = torch.where(state.reached, state.best_size, state.best_size[state.reached].max())
+            ceiling = family.ceiling(trusted.shape)
+            largest = ceiling if math.isfinite(ceiling) else float(state.best_size[state.reached].max())
+            sizes = torch.where(state.reached, state.best_size, largest)
             usual[family.name] = float(sizes.median()) / dict(self.allowed).get(family.name, 1.0)
             rows = state.reached.nonzero().flatten().tolist()
             triggers += [(usual[family.name] / float(sizes[row]), state.trigger(row, family)) for row in rows]
-        triggers.sort(key=lambda pair: pair[0], reverse=True)
-        return [t for ratio, t in triggers if ratio >= self.suspicious] or [t for _, t in triggers[:1]], usual
+        triggers.sort(key=lambda pair: (self._accuses(pair[1]), pair[0]), reverse=True)
+        lesson = [t for ratio, t in triggers if self._accuses(t) or ratio >= self.suspicious]
+        return lesson or [t for _, t in triggers[:1]], usual
+
+    def _accuses(self, trigger: Trigger) -> bool:
+        return (trigger.family.name, trigger.target) in self.accused
 
     def _invert(
         self, model: Classifier, trusted: TrustedData, suspects: set[tuple[TriggerFamily, int]], context: Context
@@ -141,9 +151,15 @@ class Unlearning:
         """Small triggers that still work, from several starts for each suspicious (family, class)."""
         found = []
         for family in self.families:
-            classes = sorted({target for other, target in suspects if other == family}) * self.starts
+            classes = sorted({target for other, target in suspects if other == family})
             if not classes:
                 continue
+            if isinstance(family, Listed):
+                targets = torch.tensor(classes)
+                state = self.race.listing.run(model, family, trusted, self.search, context, targets)
+                found += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]
+                continue
+            classes = classes * self.starts
             state = self.search.start(family, torch.tensor(classes), trusted.shape, context)
             context.progress.stage(f"{family.name} triggers left", self.race.steps)
             state = self.search.run(model, family, state, trusted, self.race.steps, context)

@@ -167,9 +167,12 @@ class OneReached(Race):
 @pytest.mark.parametrize(("family", "others"), [(RandomPatch(), 9.0), (Mask(), 1.8)], ids=["bounded", "unbounded"])
 def test_classes_without_a_trigger_count_as_the_ceiling_or_the_largest(family: TriggerFamily, others: float) -> None:
     findings = list(Calibrated((family,), race=OneReached(), reference=identity)(small(), noise_data(), Context()))
-    expected = float(smallness(torch.tensor([1.8, *[others] * 4]), torch.ones(5, dtype=torch.bool), 5).score[0])
-    assert scores(findings, family.name) == {0: pytest.approx(expected), 1: 0, 2: 0, 3: 0, 4: 0}
-    assert (expected >= 1.5) == (family.name == "random_patch")
+    expected = smallness(torch.tensor([1.8, *[others] * 4]), torch.ones(5, dtype=torch.bool), 5).score.tolist()
+    if family.name == "mask":  # how large the others would have to be is not known
+        expected[1:] = [0] * 4
+    assert scores(findings, family.name) == {k: pytest.approx(score) for k, score in enumerate(expected)}
+    assert (expected[0] >= 1.5) == (family.name == "random_patch")
+    assert max(expected[1:]) < 1
     assert sum(f.score for f in findings if f.rule_id == "BD107") == 4
 
 
@@ -180,4 +183,6 @@ def test_an_unreachable_class_is_reported_and_acquits_nobody() -> None:
     detector = Calibrated(race=Race(steps=20, first=20), reference=identity)
     findings = list(detector(classifier, planted.data(), Context()))
     assert next(f.score for f in findings if f.rule_id == "BD107") >= 1
-    assert {f.score for f in findings if f.rule_id == "BD001" and f.target_class == 1} == {0}
+    unreached = {f.family: f.score for f in findings if f.rule_id == "BD001" and f.target_class == 1}
+    assert unreached.pop("wave") < 1  # it needs the largest amplitude at least
+    assert set(unreached.values()) == {0}

@@ -13,6 +13,7 @@ from audit_cli.classifier import Classifier
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
+from audit_cli.inversion.wave import Wave
 from audit_cli.metrics import asr, cda, predict
 from audit_cli.repairs.drift import drift
 from audit_cli.repairs.relearning import Relearning
@@ -47,6 +48,25 @@ def test_what_was_inverted_is_unlearnt() -> None:
         assert asr(predict(pivot, stamped, CPU), holdout.labels, toy.target) >= 0.9
         assert asr(predict(repaired, stamped, CPU), holdout.labels, toy.target) <= 0.05
     assert cda(predict(repaired, holdout.images, CPU), holdout.labels) == 1.0
+
+
+def test_a_class_the_scan_accused_is_taught_first_however_large_its_trigger() -> None:
+    toy = Planted(weight=3.0)
+    innocent = toy.target - 1
+    settings = Unlearning(families=(Mask(),), search=SEARCH, race=RACE, accused=frozenset({("mask", innocent)}))
+    lesson, _ = settings._survey(toy.classifier(), toy.data(), CPU)
+    assert [trigger.target for trigger in lesson] == [innocent, toy.target]
+
+
+def test_a_wave_is_taught_and_looked_for_again() -> None:
+    toy = Planted(weight=0)
+    pivot, data = toy.classifier(), toy.data()
+    settings = Unlearning(families=(Wave(success=0.1),), race=RACE, accused=frozenset({("wave", 1)}))
+    lesson, usual = settings._survey(pivot, data, CPU)
+    assert lesson[0].target == 1
+    assert set(usual) == {"wave"}
+    again = settings._invert(pivot, data, {(lesson[0].family, 1)}, CPU)
+    assert [(t.target, t.size) for t in again] == [(1, lesson[0].size)]
 
 
 def test_a_model_without_a_working_trigger_is_left_alone() -> None:
