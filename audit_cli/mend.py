@@ -160,7 +160,7 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
 
 
 def told(repair: WatchedRepair, triggers: Sequence[Trigger]) -> WatchedRepair:
-    """`repair`, knowing which families and classes the scan convicted, where that is of use to it. The triggers it finds
+    """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
     anew, on the images it may use."""
     if not isinstance(repair, Unlearning):
         return repair
