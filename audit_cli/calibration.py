@@ -118,18 +118,11 @@ class Calibration:
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """For each of the suspect's `scores`: the chance, at most, that a clean model of this domain has so unusual a
         score anywhere; in (0, 1]. Families and classes that no clean model was scored on are left out."""
-        suspect = self._logs(self._by_class(scores))
-        clean_ones = torch.stack([self._logs(model.scores) for model in self.models])
-        highest = torch.empty(len(clean_ones), dtype=torch.float64)
-        for k, model in enumerate(clean_ones):
-            others = torch.cat([clean_ones[:k], clean_ones[k + 1 :], suspect[None]])
-            highest[k] = standard(model, others).nan_to_num(-torch.inf).max()
-        z = standard(suspect, clean_ones)
-        found = {}
-        for f, c in (~z.isnan()).nonzero().tolist():
-            rank = 1 + int((highest >= z[f, c]).sum())
-            found[self.families[f], self.domain.classes[c]] = rank / (len(self.models) + 1)
-        return found
+        p = conformal(
+            self._logs(self._by_class(scores)), torch.stack([self._logs(model.scores) for model in self.models])
+        )
+        known = (~p.isnan()).nonzero().tolist()
+        return {(self.families[f], self.domain.classes[c]): float(p[f, c]) for f, c in known}
 
     def _by_class(self, scores: Scores) -> dict[str, tuple[float | None, ...]]:
         return {f: tuple(scores.get((f, c)) for c in self.domain.classes) for f in self.families}
@@ -170,6 +163,18 @@ class Calibration:
             "threshold": {},  # none that holds for every class
             "fpr": rate,
         }
+
+
+def conformal(suspect: Tensor, clean_ones: Tensor) -> Tensor:
+    """p (families, classes) of a suspect's log scores among those of clean models (n, families, classes); NaN where
+    there is nothing to compare."""
+    highest = torch.empty(len(clean_ones), dtype=torch.float64)
+    for k, model in enumerate(clean_ones):
+        others = torch.cat([clean_ones[:k], clean_ones[k + 1 :], suspect[None]])
+        highest[k] = standard(model, others).nan_to_num(-torch.inf).max()
+    z = standard(suspect, clean_ones)
+    rank = 1 + (highest[:, None, None] >= z).sum(0)
+    return torch.where(z.isnan(), math.nan, rank.double() / (len(clean_ones) + 1))
 
 
 def standard(scores: Tensor, others: Tensor) -> Tensor:

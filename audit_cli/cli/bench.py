@@ -133,6 +133,9 @@ def table(
     what_pays: Annotated[
         bool, typer.Option("--ablation", help="What each rule and trigger family adds, and its cost.")
     ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="RESULTS/NAME of the bench whose clean models to compare with; else its own.")
+    ] = None,
     by_network: Annotated[bool, typer.Option("--by-network", help="Attacks for each network apart.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The rows as JSON instead of Markdown.")] = False,
     trade_off: Annotated[Path | None, typer.Option(help="PNG or SVG: cda against asr along the repairs.")] = None,
@@ -144,6 +147,7 @@ def table(
     from audit_cli.games import ablation, summary, tables
     from audit_cli.games.by_class import BY_CLASS, with_by_class
     from audit_cli.games.cells import read_cells
+    from audit_cli.games.config import CLEAN
 
     cells: dict[str, Any] = {game: read_cells(folder / game) for game in TABLES}
     if not any(cells.values()):
@@ -151,11 +155,18 @@ def table(
     rows: dict[str, list[summary.Row]] = {}
     victims = cells["zoo"] or list({c["victim"]: c for game in TABLES for c in cells[game]}.values())
     rows["attacks"] = summary.attacks_table(victims, by_network)
+    others = read_cells(against / "detectability") if against else []
+    if against and not any(cell["attack"] == CLEAN for cell in others):
+        raise UsageError(f"--against {clean(str(against))}: holds no detectability cells of clean models")
     for (detector,), group in summary.grouped(cells["detectability"], "detector").items():
-        once = with_by_class([cell for cell in group if not cell.get("turn")])
+        known = [cell for cell in others if cell["detector"] == detector and not cell.get("turn")]
+        once = with_by_class([cell for cell in group if not cell.get("turn")], known)
+        reference = with_by_class(known)
         for statistic in summary.statistics(once):
             if rule in ("all", statistic.name) or (rule, statistic.name) == (RULE, BY_CLASS):
-                rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(once, statistic)
+                rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(
+                    once, statistic, reference=reference
+                )
                 if len(once) < len(group) and statistic.rule != BY_CLASS:
                     rows[f"stability, {detector}, {statistic.name}"] = ablation.stability_table(group, statistic)
         if what_pays:

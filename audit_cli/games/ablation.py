@@ -12,7 +12,6 @@ from audit_cli.games.summary import (
     bootstrap,
     flagged,
     grouped,
-    judged,
     mean,
     scores_of,
     statistics,
@@ -40,8 +39,9 @@ def ablation_table(cells: Cells) -> list[Row]:
         row: Row = {"statistic": statistic.name, "clean": len(negatives), "planted": len(positives)}
         row |= {"auc": auroc(negatives, positives), "low": low, "high": high}
         row |= {"tpr@0.05": tpr_at(negatives, positives, 0.05)}
-        if judged(statistic):
-            row |= {"false alarms": flagged(negatives)["flagged"], "flagged": flagged(positives)["flagged"]}
+        alarms, caught = flagged(clean, statistic), flagged(planted, statistic)
+        if alarms and caught:
+            row |= {"false alarms": alarms["flagged"], "flagged": caught["flagged"]}
         rows.append(row | {"cpu s": mean(cost(c, statistic) for c in cells)})
     return rows
 

@@ -9,30 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audit_cli.calibration import LEAST, RULE, standard
+from audit_cli.calibration import LEAST, RULE, conformal, standard
 from audit_cli.games.config import CLEAN
 
 BY_CLASS = f"{RULE} by class"  # the name of the statistic in tables
+LEAST_MODELS = 3  # to compare with
 Cells = Sequence[Mapping[str, Any]]
 
 
-def with_by_class(cells: Cells) -> list[Mapping[str, Any]]:
+def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]]:
     """The cells of one detector, with every BD001 score also in deviations from the clean models' mean for its class
-    and family. A clean model is compared with the others; nothing is fitted on poisoned ones. Unchanged when fewer than
-    three clean models are there."""
-    keys = sorted({key for cell in cells for key in cell["scores"] if key.startswith(f"{RULE}/")})
-    classes = sorted({c for cell in cells for key in keys for c in cell["scores"].get(key, {})})
-    logs = torch.stack([_logs(cell, keys, classes) for cell in cells]) if keys else torch.empty(0)
-    clean = torch.tensor([cell["attack"] == CLEAN for cell in cells])
-    if not keys or int(clean.sum()) < 3:
+    and family, and `p_value`, the model's smallest. The clean models are those of `reference`, or where that is empty
+    those among the cells: then each is compared with the others. Nothing is fitted on poisoned ones. Unchanged when
+    fewer than three clean models are there."""
+    known = [cell for cell in (reference or cells) if cell["attack"] == CLEAN]
+    keys = sorted({key for cell in (*cells, *known) for key in cell["scores"] if key.startswith(f"{RULE}/")})
+    classes = sorted({c for cell in (*cells, *known) for key in keys for c in cell["scores"].get(key, {})})
+    if not keys or len(known) < LEAST_MODELS:
         return list(cells)
+    logs = torch.stack([_logs(cell, keys, classes) for cell in known])
     found: list[Mapping[str, Any]] = []
-    for k, cell in enumerate(cells):
-        others = clean.clone()
-        others[k] = False
-        z = standard(logs[k], logs[others])
-        own = {key.replace(RULE, BY_CLASS): _row(z[f].tolist(), classes) for f, key in enumerate(keys)}
-        found.append({**cell, "scores": {**cell["scores"], **own}})
+    for cell in cells:
+        own = _logs(cell, keys, classes)
+        others = logs[[other is not cell for other in known]]
+        z, p = standard(own, others), conformal(own, others)
+        rows = {key.replace(RULE, BY_CLASS): _row(z[f].tolist(), classes) for f, key in enumerate(keys)}
+        p_value = float(p.nan_to_num(1.0).min())
+        found.append({**cell, "scores": {**cell["scores"], **rows}, "p_value": p_value})
     return found
 
 

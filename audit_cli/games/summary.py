@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from audit_cli.calibration import RULE
 from audit_cli.games.by_class import BY_CLASS
 from audit_cli.games.config import CLEAN
 from audit_cli.metrics import auroc, wilson
@@ -113,10 +114,17 @@ def statistics(cells: Sequence[Mapping[str, Any]]) -> list[Statistic]:
     return found
 
 
-def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, seed: int = 0) -> list[Row]:
-    """A row per attack and count against the clean population of the same detector, and one for that. Victims whose
-    attack did not take are left out and counted. flagged: share over the default policy's threshold."""
-    clean = scores_of([c for c in cells if c["attack"] == CLEAN], statistic)
+def detection_table(
+    cells: Sequence[Mapping[str, Any]],
+    statistic: Statistic,
+    seed: int = 0,
+    reference: Sequence[Mapping[str, Any]] = (),
+) -> list[Row]:
+    """A row per attack and count against the clean population of the same detector, or that of `reference`, and one for
+    the cells' own clean models. Victims whose attack did not take are left out and counted. flagged: share over the
+    default policy's threshold, or with a p-value it does not accept."""
+    own = [c for c in cells if c["attack"] == CLEAN]
+    clean = scores_of([c for c in reference if c["attack"] == CLEAN] or own, statistic)
     rows: list[Row] = []
     for (attack, count), group in sorted_groups(cells, "attack", "poison_count"):
         if attack == CLEAN:
@@ -129,25 +137,30 @@ def detection_table(cells: Sequence[Mapping[str, Any]], statistic: Statistic, se
             low, high = bootstrap(clean, scores, auroc, seed)
             row |= {"auc": auroc(clean, scores), "low": low, "high": high}
             row |= {f"tpr@{rate:g}": tpr_at(clean, scores, rate) for rate in FALSE_ALARMS}
-            row |= flagged(scores) if judged(statistic) else {}
+            row |= flagged(planted, statistic)
             right = [statistic.named(c) == c["target"] for c in planted if c["target"] is not None]
             row["target named"] = mean(map(float, right))
         rows.append(row)
-    if len(clean):
-        rows.append({"attack": CLEAN, "clean": len(clean), **(flagged(clean) if judged(statistic) else {})})
+    if own:
+        rows.append({"attack": CLEAN, "clean": len(own), **flagged(own, statistic)})
     return rows
 
 
-def judged(statistic: Statistic) -> bool:
-    """Is there a threshold for it? Deviations from clean models have none."""
-    return statistic.rule != BY_CLASS
-
-
-def flagged(scores: Tensor) -> Row:
-    """Share of the models at or over the threshold, with a 95 % Wilson interval: false alarms where they are clean."""
-    fired = int((scores >= 1).sum())
-    low, high = wilson(fired, len(scores))
-    return {"flagged": fired / len(scores), "flagged from": low, "flagged to": high}
+def flagged(cells: Sequence[Mapping[str, Any]], statistic: Statistic) -> Row:
+    """Share of the models that the default policy fails by `statistic`, with a 95 % Wilson interval: false alarms where
+    they are clean. Empty where nothing is decided by it: there are p-values for all families together only."""
+    told = [cell for cell in cells if statistic.of(cell) is not None]
+    if statistic.rule == BY_CLASS:
+        alpha = Policy.load("default").rules[RULE].alpha
+        if statistic.families is not None or alpha is None:
+            return {}
+        fired = sum(cell["p_value"] <= alpha for cell in told)
+    else:
+        fired = int((scores_of(told, statistic) >= 1).sum())
+    if not told:
+        return {}
+    low, high = wilson(fired, len(told))
+    return {"flagged": fired / len(told), "flagged from": low, "flagged to": high}
 
 
 def scores_of(cells: Sequence[Mapping[str, Any]], statistic: Statistic) -> Tensor:

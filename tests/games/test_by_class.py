@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from audit_cli.calibration import SLACK
+from audit_cli.calibration import SLACK, Calibration, Clean, Domain
 from audit_cli.games.by_class import BY_CLASS, with_by_class
 from audit_cli.games.summary import Statistic, detection_table
 
@@ -37,13 +37,39 @@ def test_a_class_is_compared_with_itself_on_clean_models() -> None:
     assert detection_table(cells, Statistic("BD001"))[0]["auc"] == pytest.approx(0.1)
     table = detection_table(cells, Statistic(BY_CLASS))
     assert (table[0]["auc"], table[0]["target named"]) == (1.0, 1.0)
-    assert "flagged" not in table[0], "no threshold of the policy applies to deviations"
+    assert cells[-1]["p_value"] == pytest.approx(1 / 6), "the most unusual of six"
+    assert table[0]["flagged"] == 0.0, "five clean models cannot show that one in twenty is so unusual"
 
 
 def test_a_clean_model_is_not_compared_with_itself() -> None:
     odd = [*CLEAN, cell("clean", 5.0, 0.6)]
     values = [c["scores"][f"{BY_CLASS}/mask"]["0"][0] for c in with_by_class(odd)]
     assert values[-1] > 10, "with itself among the others it would be no more than sqrt(5)"
+
+
+def test_another_benchs_clean_models_can_be_the_reference() -> None:
+    """Twenty of them give p-values down to 1/21, which the default policy does not accept."""
+    reference = [cell("clean", 1.2 + 0.01 * k, 0.6 + 0.005 * k) for k in range(20)]
+    own = [cell("clean", 1.25, 0.61), cell("clean", 1.25, 1.1), cell("badnets", 1.2, 1.1)]
+    cells = with_by_class(own, reference)
+    assert [c["p_value"] for c in cells[1:]] == [pytest.approx(1 / 21)] * 2
+    assert cells[0]["p_value"] > 0.3
+    attack, clean = detection_table(cells, Statistic(BY_CLASS), reference=with_by_class(reference))
+    assert (attack["clean"], attack["auc"], attack["flagged"]) == (20, 1.0, 1.0)
+    assert (clean["clean"], clean["flagged"]) == (2, 0.5)
+    one_family = detection_table(cells, Statistic(BY_CLASS, ("mask",)), reference=with_by_class(reference))
+    assert all("flagged" not in row for row in one_family), "a p-value is for all families together"
+
+
+def test_the_p_value_is_the_calibrations() -> None:
+    """The same numbers, asked for as a scan asks for them."""
+    reference = [cell("clean", 1.2 + 0.01 * k, 0.6 + 0.02 * (k % 7)) for k in range(20)]
+    suspect = cell("badnets", 1.3, 0.8)
+    pairs = [(c["scores"]["BD001/mask"]["0"][0], c["scores"]["BD001/mask"]["1"][0]) for c in reference]
+    models = tuple(Clean("0" * 64, "a", 0.9, {"mask": pair}) for pair in pairs)
+    calibration = Calibration("t", Domain("a", 8, 8, ("a", "b")), "0" * 16, "f" * 64, 100, models)
+    p = calibration.p_values({("mask", "a"): 1.3, ("mask", "b"): 0.8})
+    assert with_by_class([suspect], reference)[0]["p_value"] == pytest.approx(min(p.values()))
 
 
 def test_too_few_clean_models_change_nothing() -> None:
