@@ -1,6 +1,6 @@
 """The order of an audit, and nothing else: who is called when.
 
-checkpoint -> Classifier -> sanity gate -> detectors(classifier, trusted) -> [Finding] -> policy.judge -> Verdict
+checkpoint -> Classifier -> sanity gate -> detectors(classifier, trusted) -> [Finding] -> judge -> Verdict
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.sanity import sanity
 from audit_cli.detectors.scope import scope
 from audit_cli.errors import AuditError, BudgetExceeded, DataError, UsageError
+from audit_cli.judgement import judge
 from audit_cli.metrics import cda, predict
 from audit_cli.models import Prompts
-from audit_cli.policy import Policy, judge
+from audit_cli.policy import Policy
 from audit_cli.report.document import NOT_CALIBRATED, build_document
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.sanitise import clean

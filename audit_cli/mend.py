@@ -21,9 +21,10 @@ from audit_cli.classifier import Classifier
 from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import UsageError
+from audit_cli.judgement import judge
 from audit_cli.metrics import asr, cda, cda_drop, predict
 from audit_cli.models import Prompts
-from audit_cli.policy import Policy, judge
+from audit_cli.policy import Policy
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged, with_relearning
 from audit_cli.repairs.holdout import disagreement, divide
 from audit_cli.repairs.ladder import LADDER, Rung

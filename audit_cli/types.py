@@ -1,6 +1,6 @@
 """The small types everything else plugs into. Frozen, without behaviour beyond what their fields imply.
 
-A `Finding` is a measurement; only `policy.judge` turns findings into a `Verdict`. Images are float NCHW in [0, 1]
+A `Finding` is a measurement; only `judgement.judge` turns findings into a `Verdict`. Images are float NCHW in [0, 1]
 everywhere; normalisation is part of the classifier, so a trigger lives in pixel space and is portable.
 """
 

@@ -27,7 +27,8 @@ from audit_cli.calibration import (
 )
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.errors import AuditError, PolicyError
-from audit_cli.policy import Policy, judge
+from audit_cli.judgement import judge
+from audit_cli.policy import Policy
 from audit_cli.types import Finding
 
 DOMAIN = Domain("resnet-cifar", 32, 32, ("bird", "cat"))

@@ -103,7 +103,7 @@ def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: C
     """The entry of one clean model. Raises UnsupportedError when it fails the sanity checks."""
     from audit_cli.audit import measure
     from audit_cli.calibration import Domain, clean_model
-    from audit_cli.policy import judge
+    from audit_cli.judgement import judge
     from audit_cli.repairs.attempt import today
 
     findings = measure(subject, policy, [detector], context)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from audit_cli.checkpoint import Checkpoint
 from audit_cli.classifier import Classifier
-from audit_cli.policy import EXIT_CODES, PASS_REASON, Policy, judge
+from audit_cli.judgement import EXIT_CODES, PASS_REASON, judge
+from audit_cli.policy import Policy
 from audit_cli.repairs.holdout import images_needed
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.trajectory import Trajectory

@@ -54,7 +54,7 @@ def build_document(
     source: Mapping[str, object] | None = None,
     repair: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """The verdict as JSON has it; `judged` is what `policy.judge` returned.
+    """The verdict as JSON has it; `judged` is what `judgement.judge` returned.
 
     created_at: an aware time. environment, calibration, preprocessing, prompts, source, repair: mappings with the
     schema's fields.

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from audit_cli.checkpoint import manifest
 from audit_cli.cli import run
-from audit_cli.policy import Policy, Waiver, judge
+from audit_cli.judgement import judge
+from audit_cli.policy import Policy, Waiver
 from audit_cli.report import RENDERERS
 from audit_cli.report.document import build_document, instant
 from audit_cli.types import Finding, TrustedData, Verdict

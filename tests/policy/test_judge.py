@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from audit_cli.policy import Policy, Rule, Waiver, judge
+from audit_cli.judgement import judge
+from audit_cli.policy import Policy, Rule, Waiver
 from audit_cli.types import Finding
 
 MANIFEST = "a" * 64

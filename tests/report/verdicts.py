@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from audit_cli.policy import Policy, judge
+from audit_cli.judgement import judge
+from audit_cli.policy import Policy
 from audit_cli.report.document import build_document
 from audit_cli.types import FileDigest, Finding, TrustedData, Verdict
 
