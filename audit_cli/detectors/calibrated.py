@@ -29,9 +29,10 @@ from torch import Tensor
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.smallness import PRIOR_CLASSES, PRIOR_SIGMA, smallness
 from audit_cli.inversion.additive import Additive
-from audit_cli.inversion.engine import Search, State
+from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
+from audit_cli.inversion.state import State
 from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
 from audit_cli.metrics import asr, predict

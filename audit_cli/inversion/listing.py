@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
-from audit_cli.inversion.engine import PIXELS_PER_PASS, Search, State
+from audit_cli.inversion.engine import PIXELS_PER_PASS, Search
+from audit_cli.inversion.state import State
 from audit_cli.types import Context, TriggerFamily, TrustedData
 
 

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
-from audit_cli.inversion.engine import Search, State
+from audit_cli.inversion.engine import Search
 from audit_cli.inversion.listing import Listed, Listing
+from audit_cli.inversion.state import State
 from audit_cli.types import Context, TriggerFamily, TrustedData
 
 

@@ -12,10 +12,11 @@ from toys import Planted, identity, noise_data, plain, small
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.calibrated import Calibrated, success, uncompared
 from audit_cli.detectors.smallness import smallness
-from audit_cli.inversion.engine import Search, State
+from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
 from audit_cli.inversion.random_patch import RandomPatch
+from audit_cli.inversion.state import State
 from audit_cli.policy import Policy
 from audit_cli.types import Context, Finding, Trigger, TriggerFamily, TrustedData
 

@@ -7,8 +7,9 @@ import torch
 from toys import Planted
 
 from audit_cli.inversion.additive import Additive
-from audit_cli.inversion.engine import Search, State
+from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
+from audit_cli.inversion.state import State
 from audit_cli.metrics import asr, predict
 from audit_cli.types import Context, TriggerFamily
 

@@ -15,8 +15,9 @@ from toys import noise_data, small
 from audit_cli.classifier import Classifier
 from audit_cli.inversion import FAMILIES, engine
 from audit_cli.inversion.additive import Additive
-from audit_cli.inversion.engine import Search, State
+from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
+from audit_cli.inversion.state import State
 from audit_cli.types import Context, TriggerFamily, TrustedData
 
 STEPS = 14

@@ -12,10 +12,11 @@ from toys import Linear, Planted
 
 from audit_cli.attacks.wanet import WaNet
 from audit_cli.classifier import Classifier
-from audit_cli.inversion.engine import Search, State
+from audit_cli.inversion.engine import Search
 from audit_cli.inversion.frequency import Frequency, cosines
 from audit_cli.inversion.pixel import Pixel
 from audit_cli.inversion.random_patch import RandomPatch, places
+from audit_cli.inversion.state import State
 from audit_cli.inversion.warp import Warp, sample, upsampling
 from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
 

@@ -12,9 +12,10 @@ from toys import Linear, Planted
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.smallness import smallness
 from audit_cli.inversion.additive import Additive
-from audit_cli.inversion.engine import ExtraLoss, Search, State
+from audit_cli.inversion.engine import ExtraLoss, Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race, Rung, smallest
+from audit_cli.inversion.state import State
 from audit_cli.inversion.warp import Warp
 from audit_cli.types import Context, TriggerFamily, TrustedData
 
