@@ -94,7 +94,7 @@ def by_ladder(victim: Victim, trusted: TrustedData, context: Context) -> tuple[C
     with tempfile.TemporaryDirectory(prefix="audit-cli-") as folder:
         archive, out = Path(folder) / "trusted.npz", Path(folder) / "out"
         pixels = (trusted.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        np.savez(archive, images=pixels, labels=trusted.labels.numpy())
+        np.savez(archive, images=pixels, labels=trusted.labels.numpy(), classes=np.array(trusted.class_names))
         verdict = repair(victim.path, archive, out, preprocessing=stated, context=context, keep_failed=True)
         written = out / victim.path.name
         with open_checkpoint(written if written.exists() else victim.path) as checkpoint:
