@@ -160,15 +160,15 @@ def table(
         raise UsageError(f"--against {clean(str(against))}: holds no detectability cells of clean models")
     for (detector,), group in summary.grouped(cells["detectability"], "detector").items():
         known = [cell for cell in others if cell["detector"] == detector and not cell.get("turn")]
-        once = with_by_class([cell for cell in group if not cell.get("turn")], known)
-        reference = with_by_class(known)
+        every, reference = with_by_class(group, known), with_by_class(known)
+        once = [cell for cell in every if not cell.get("turn")]
         for statistic in summary.statistics(once):
             if rule in ("all", statistic.name) or (rule, statistic.name) == (RULE, BY_CLASS):
                 rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(
                     once, statistic, reference=reference
                 )
-                if len(once) < len(group) and statistic.rule != BY_CLASS:
-                    rows[f"stability, {detector}, {statistic.name}"] = ablation.stability_table(group, statistic)
+                if len(once) < len(every) and (stable := ablation.stability_table(every, statistic)):
+                    rows[f"stability, {detector}, {statistic.name}"] = stable
         if what_pays:
             rows[f"ablation, {detector}"] = ablation.ablation_table(once)
     if cells["robustness"]:

@@ -10,6 +10,7 @@ from audit_cli.games.summary import (
     Row,
     Statistic,
     bootstrap,
+    fires,
     flagged,
     grouped,
     mean,
@@ -71,14 +72,14 @@ def cost(cell: Mapping[str, Any], statistic: Statistic) -> float:
 
 
 def stability_table(cells: Cells, statistic: Statistic) -> list[Row]:
-    """A row for the clean and one for the planted models that were scored under several seeds.
+    """A row for the clean and one for the planted models that were scored under several seeds; none where nothing is
+    decided by `statistic`.
 
-    same verdict: models on which all runs agree about the threshold, with a 95 % Wilson interval. same class: of those
-    flagged at least once, the share whose runs all name one class. spread: mean over models of the largest less the
-    smallest score, in units of the threshold.
+    same verdict: models all of whose runs end alike, with a 95 % Wilson interval. same class: of those flagged at least
+    once, the share whose runs all name one class. spread: mean over models of the largest less the smallest score.
     """
     rows = []
-    told = [cell for cell in cells if statistic.of(cell) is not None]
+    told = [cell for cell in cells if fires(cell, statistic) is not None]
     models = [runs for runs in grouped(told, "victim").values() if len(runs) > 1]
     for name, wanted in (("clean", False), ("planted", True)):
         chosen = [runs for runs in models if bool(runs[0]["planted"]) == wanted]
@@ -86,15 +87,14 @@ def stability_table(cells: Cells, statistic: Statistic) -> list[Row]:
             chosen = [runs for runs in chosen if runs[0]["attack"] == CLEAN]
         if not chosen:
             continue
-        scores = [scores_of(runs, statistic) for runs in chosen]
-        agree = [bool((s >= 1).all() or (s < 1).all()) for s in scores]
+        fired = [[bool(fires(run, statistic)) for run in runs] for runs in chosen]
+        agree = [len(set(f)) == 1 for f in fired]
         low, high = wilson(sum(agree), len(agree))
-        named = [
-            {statistic.named(c) for c in runs} for runs, s in zip(chosen, scores, strict=True) if bool((s >= 1).any())
-        ]
+        named = [{statistic.named(run) for run in runs} for runs, f in zip(chosen, fired, strict=True) if any(f)]
+        scores = [scores_of(runs, statistic) for runs in chosen]
         row: Row = {"models": name, "of them": len(chosen), "runs": min(map(len, chosen))}
         row |= {"same verdict": mean(map(float, agree)), "low": low, "high": high}
         row |= {"same class": mean(float(len(names) == 1) for names in named)}
-        row |= {"flagged runs": mean(float(value >= 1) for s in scores for value in s)}
+        row |= {"flagged runs": mean(float(f) for runs in fired for f in runs)}
         rows.append(row | {"spread": mean(float(s.max() - s.min()) for s in scores)})
     return rows

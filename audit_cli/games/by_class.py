@@ -20,9 +20,9 @@ Cells = Sequence[Mapping[str, Any]]
 def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]]:
     """The cells of one detector, with every BD001 score also in deviations from the clean models' mean for its class
     and family, and `p_value`, the model's smallest. The clean models are those of `reference`, or where that is empty
-    those among the cells: then each is compared with the others. Nothing is fitted on poisoned ones. Unchanged when
-    fewer than three clean models are there."""
-    known = [cell for cell in (reference or cells) if cell["attack"] == CLEAN]
+    those among the cells, each model once; no cell is compared with its own model. Nothing is fitted on poisoned ones.
+    Unchanged when fewer than three clean models are there."""
+    known = [cell for cell in (reference or cells) if cell["attack"] == CLEAN and not cell.get("turn")]
     keys = sorted({key for cell in (*cells, *known) for key in cell["scores"] if key.startswith(f"{RULE}/")})
     classes = sorted({c for cell in (*cells, *known) for key in keys for c in cell["scores"].get(key, {})})
     if not keys or len(known) < LEAST_MODELS:
@@ -31,7 +31,7 @@ def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]
     found: list[Mapping[str, Any]] = []
     for cell in cells:
         own = _logs(cell, keys, classes)
-        others = logs[[other is not cell for other in known]]
+        others = logs[[other["victim"] != cell["victim"] for other in known]]
         z, p = standard(own, others), conformal(own, others)
         rows = {key.replace(RULE, BY_CLASS): _row(z[f].tolist(), classes) for f, key in enumerate(keys)}
         p_value = float(p.nan_to_num(1.0).min())

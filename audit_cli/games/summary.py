@@ -146,21 +146,26 @@ def detection_table(
     return rows
 
 
+def fires(cell: Mapping[str, Any], statistic: Statistic) -> bool | None:
+    """Does the default policy fail the model by `statistic`? None where nothing is decided by it: p-values are for all
+    trigger families together."""
+    if statistic.rule != BY_CLASS:
+        value = statistic.of(cell)
+        return None if value is None else value >= 1
+    alpha = Policy.load("default").rules[RULE].alpha
+    if statistic.families is not None or alpha is None or "p_value" not in cell:
+        return None
+    return bool(cell["p_value"] <= alpha)
+
+
 def flagged(cells: Sequence[Mapping[str, Any]], statistic: Statistic) -> Row:
     """Share of the models that the default policy fails by `statistic`, with a 95 % Wilson interval: false alarms where
-    they are clean. Empty where nothing is decided by it: there are p-values for all families together only."""
-    told = [cell for cell in cells if statistic.of(cell) is not None]
-    if statistic.rule == BY_CLASS:
-        alpha = Policy.load("default").rules[RULE].alpha
-        if statistic.families is not None or alpha is None:
-            return {}
-        fired = sum(cell["p_value"] <= alpha for cell in told)
-    else:
-        fired = int((scores_of(told, statistic) >= 1).sum())
+    they are clean. Empty where nothing is decided by it."""
+    told = [fired for cell in cells if (fired := fires(cell, statistic)) is not None]
     if not told:
         return {}
-    low, high = wilson(fired, len(told))
-    return {"flagged": fired / len(told), "flagged from": low, "flagged to": high}
+    low, high = wilson(sum(told), len(told))
+    return {"flagged": sum(told) / len(told), "flagged from": low, "flagged to": high}
 
 
 def scores_of(cells: Sequence[Mapping[str, Any]], statistic: Statistic) -> Tensor:

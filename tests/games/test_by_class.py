@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from audit_cli.calibration import SLACK, Calibration, Clean, Domain
+from audit_cli.games.ablation import stability_table
 from audit_cli.games.by_class import BY_CLASS, with_by_class
 from audit_cli.games.summary import Statistic, detection_table
 
 
-def cell(attack: str, first: float, second: float) -> dict[str, Any]:
+def cell(attack: str, first: float, second: float, victim: str = "", turn: int = 0) -> dict[str, Any]:
     return {
+        "victim": victim or f"{attack}-{first}-{second}",
+        "turn": turn,
         "attack": attack,
         "poison_count": 0 if attack == "clean" else 10,
         "planted": attack != "clean",
@@ -70,6 +73,19 @@ def test_the_p_value_is_the_calibrations() -> None:
     calibration = Calibration("t", Domain("a", 8, 8, ("a", "b")), "0" * 16, "f" * 64, 100, models)
     p = calibration.p_values({("mask", "a"): 1.3, ("mask", "b"): 0.8})
     assert with_by_class([suspect], reference)[0]["p_value"] == pytest.approx(min(p.values()))
+
+
+def test_runs_under_other_seeds_are_not_compared_with_their_own_model() -> None:
+    """Twenty clean models, the last of them twice: it is in the bag once, and never when it is asked about itself."""
+    models = [cell("clean", 1.2 + 0.01 * k, 0.6 + 0.005 * k, f"v{k}") for k in range(20)]
+    planted = [cell("badnets", 1.2, 1.1, "p"), cell("badnets", 1.2, 1.3, "p", turn=1)]
+    cells = with_by_class([*models, cell("clean", 1.4, 0.7, "v19", turn=1), *planted])
+    assert cells[0]["p_value"] == with_by_class(models)[0]["p_value"], "a repeat changes nothing for the others"
+    assert cells[20]["p_value"] == pytest.approx(1 / 20), "compared with nineteen"
+    clean, poisoned = stability_table(cells, Statistic(BY_CLASS))
+    assert (clean["of them"], clean["runs"]) == (1, 2)
+    assert (poisoned["same verdict"], poisoned["flagged runs"], poisoned["same class"]) == (1.0, 1.0, 1.0)
+    assert stability_table(cells, Statistic(BY_CLASS, ("mask",))) == []
 
 
 def test_too_few_clean_models_change_nothing() -> None:
