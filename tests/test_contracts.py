@@ -30,6 +30,7 @@ from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.pixel import Pixel
 from audit_cli.inversion.racing import Race
 from audit_cli.inversion.random_patch import RandomPatch
+from audit_cli.inversion.reflection import Reflection
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
@@ -60,6 +61,7 @@ FAMILY_ROWS: dict[str, TriggerFamily] = {
     "mask": Mask(),
     "pixel": Pixel(),
     "random_patch": RandomPatch(),
+    "reflection": Reflection(),
     "source_mask": SourceMask(),
     "warp": Warp(),
     "wave": Wave(),

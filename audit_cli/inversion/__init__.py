@@ -5,6 +5,7 @@ from audit_cli.inversion.frequency import Frequency
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.pixel import Pixel
 from audit_cli.inversion.random_patch import RandomPatch
+from audit_cli.inversion.reflection import Reflection
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
@@ -16,6 +17,7 @@ FAMILIES: dict[str, type[TriggerFamily]] = {
     "mask": Mask,
     "pixel": Pixel,
     "random_patch": RandomPatch,
+    "reflection": Reflection,
     "source_mask": SourceMask,
     "warp": Warp,
     "wave": Wave,

@@ -31,8 +31,9 @@ class Listed(TriggerFamily, Protocol):
         """Sizes below this do not differ."""
         ...
 
-    def listed(self) -> dict[str, Tensor]:
-        """All of them, (L, …) each, at a size where they differ in success."""
+    def listed(self, images: Tensor) -> dict[str, Tensor]:
+        """All of them, (L, …) each, at a size where they differ in success. images (N, C, H, W): trusted ones, in case
+        the list is made from photographs."""
         ...
 
     def scaled(self, parameters: Mapping[str, Tensor], sizes: Tensor) -> dict[str, Tensor]:
@@ -67,7 +68,7 @@ class Listing:
         The suspect must be frozen and on the context's device."""
         generator = context.generator(stream=11)
         few, several = (draw(trusted, count, generator) for count in (self.images, self.later))
-        listed = {name: value.to(context.device) for name, value in family.listed().items()}
+        listed = {name: value.to(context.device) for name, value in family.listed(trusted.images).items()}
         total = len(classes) + more
         rows = self.halvings * self.finalists * total
         context.progress.stage(f"{family.name} triggers", len(family.size(listed)) + rows)

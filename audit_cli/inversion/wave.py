@@ -56,8 +56,8 @@ class Wave:
         along = [(0, k) for k in range(1, a + 1)] + [(k, 0) for k in range(1, a + 1)]
         return along + [(u, v) for u in range(1, o + 1) for v in range(-o, o + 1) if v]
 
-    def listed(self) -> dict[str, Tensor]:
-        """Every wave, (L, 3), at the first amplitude."""
+    def listed(self, images: Tensor) -> dict[str, Tensor]:
+        """Every wave, (L, 3), at the first amplitude; the images are not needed."""
         phases = [2 * math.pi * k / self.phases for k in range(self.phases)]
         waves = torch.tensor([(u, v, phase) for u, v in self.frequencies() for phase in phases])
         return self.scaled({"wave": waves}, torch.full((len(waves),), self.initial_size))
@@ -68,7 +68,7 @@ class Wave:
 
     def initial(self, classes: int, shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:
         """Random ones of the list, up to the first amplitude."""
-        waves = self.listed()["wave"]
+        waves = self.listed(torch.empty(0))["wave"]
         chosen = waves[torch.randint(len(waves), (classes,), generator=generator)]
         return {"wave": chosen, "amplitude": self.initial_size * torch.rand(classes, generator=generator)}
 

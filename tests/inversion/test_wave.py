@@ -56,14 +56,14 @@ class TestWave:
     def test_its_list_holds_the_papers_trigger(self) -> None:
         images = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
         family = Wave(initial_size=40)
-        listed = family.listed()
+        listed = family.listed(torch.empty(0))
         stamped = family.stamp(listed, images.expand(len(listed["wave"]), *images.shape))
         wanted = Sinusoid(target=0, count=1, amplitude=40 / 255, frequency=6.0).trigger(images)
         assert float((stamped - wanted).abs().amax((1, 2, 3, 4)).min()) < 1e-5
 
     def test_no_wave_is_listed_twice(self) -> None:
         family = Wave(axis=3, oblique=2, phases=4)
-        listed = family.listed()
+        listed = family.listed(torch.empty(0))
         flat = family.stamp(listed, torch.full((len(listed["wave"]), 1, 3, SIDE, SIDE), 0.5)).flatten(1)
         assert len(flat) == (2 * 3 + 2 * 4) * 4
         assert float((torch.cdist(flat, flat) + 99 * torch.eye(len(flat))).min()) > 0.1
@@ -105,7 +105,7 @@ class TestListing:
     def test_success_is_of_the_other_classes_images(self) -> None:
         """Half of the images are of class 1; only the other half can be sent there."""
         classifier, family = listener({1: (pattern(0, 5), 20.0)}, 2), Wave()
-        listed = {name: value[:8] for name, value in family.listed().items()}
+        listed = {name: value[:8] for name, value in family.listed(torch.empty(0)).items()}
         rates, _ = success_of(classifier, family, listed, grey(2), Context())
         assert rates.shape == (8, 2)
         assert set(rates.flatten().tolist()) == {0.0, 1.0}

@@ -10,6 +10,7 @@ from torch import nn
 from toys import Planted, noise_data, small
 
 from audit_cli.classifier import Classifier
+from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
@@ -72,7 +73,9 @@ def test_a_wave_is_taught_and_looked_for_again() -> None:
 def test_a_model_without_a_working_trigger_is_left_alone() -> None:
     pivot, data = small().eval(), noise_data()
     hopeless = Search(images=4, success=1.0, relax=1.0)
-    settings = Unlearning(search=hopeless, race=Race(steps=2, first=1), steps=3, batch=16, pad=1)
+    settings = Unlearning(
+        families=(Mask(), Additive()), search=hopeless, race=Race(steps=2, first=1), steps=3, batch=16, pad=1
+    )
     repaired = settings(pivot, data, CPU)
     for old, new in zip(pivot.parameters(), repaired.parameters(), strict=True):
         assert torch.equal(old, new)
