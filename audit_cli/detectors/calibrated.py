@@ -32,7 +32,6 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
-from audit_cli.inversion.reflection import Reflection
 from audit_cli.inversion.state import State
 from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
@@ -46,7 +45,7 @@ class Calibrated:
     """families: the kinds of trigger searched for. reference: the repair whose result is the reference model; None for
     sizes alone."""
 
-    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave(), Reflection())
+    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     reference: Repair | None = field(default_factory=lambda: PivotalTuning(steps=200))  # ours, see above

@@ -10,6 +10,8 @@ The attacker's scene is not known, but a network that has learnt one answers to 
 places, and among some two hundred photographs there are such. The trusted images serve as scenes, so `listing` has
 something to try without further data.
 
+Not searched by default: that it pays has not been shown.
+
 Differs from the paper: it is about the attack; the search is ours. One shift, both copies alike.
 """
 

@@ -42,7 +42,6 @@ from audit_cli.inversion.engine import Search
 from audit_cli.inversion.listing import Listed
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
-from audit_cli.inversion.reflection import Reflection
 from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
 from audit_cli.repairs.distillation import distillation
@@ -58,8 +57,8 @@ from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
 class Unlearning:
     """families: the kinds of trigger looked for. Without a suspicious class, the most suspicious one is unlearnt."""
 
-    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave(), Reflection())
-    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5), ("reflection", 2.5))  # ours
+    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
+    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
