@@ -25,6 +25,7 @@ from audit_cli.inversion.mask import Mask
 from audit_cli.mend import Relearning
 from audit_cli.repairs import ladder
 from audit_cli.repairs.ladder import Rung
+from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.resources import bundled, violations
 from audit_cli.types import Context, Finding, Trigger, TrustedData
@@ -121,6 +122,19 @@ def repair(
         return Outcome(code, captured.err, out)
 
     return call
+
+
+def test_unlearning_is_told_what_the_scan_convicted(repair: Repair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its score of 9 for class 3; what an Unlearning of one's own already accuses is replaced."""
+    told: list[Unlearning] = []
+
+    def called(self: Unlearning, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch) -> Classifier:
+        told.append(self)
+        return Marking()(pivot, trusted, context, watch)
+
+    monkeypatch.setattr(Unlearning, "__call__", called)
+    assert repair(rungs=(Rung("unlearning", Unlearning(steps=7)),)).code == 0
+    assert [(u.steps, u.accused) for u in told] == [(7, frozenset({("mask", 3)}))]
 
 
 def test_a_repair_that_passes(repair: Repair, detector: Stub) -> None:
