@@ -134,7 +134,8 @@ def table(
         bool, typer.Option("--ablation", help="What each rule and trigger family adds, and its cost.")
     ] = False,
     against: Annotated[
-        Path | None, typer.Option(help="RESULTS/NAME of the bench whose clean models to compare with; else its own.")
+        list[Path] | None,
+        typer.Option(help="RESULTS/NAME of a bench whose clean models to compare with; else its own."),
     ] = None,
     by_network: Annotated[bool, typer.Option("--by-network", help="Attacks for each network apart.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The rows as JSON instead of Markdown.")] = False,
@@ -155,9 +156,9 @@ def table(
     rows: dict[str, list[summary.Row]] = {}
     victims = cells["zoo"] or list({c["victim"]: c for game in TABLES for c in cells[game]}.values())
     rows["attacks"] = summary.attacks_table(victims, by_network)
-    others = read_cells(against / "detectability") if against else []
+    others = [cell for bench in against or () for cell in read_cells(bench / "detectability")]
     if against and not any(cell["attack"] == CLEAN for cell in others):
-        raise UsageError(f"--against {clean(str(against))}: holds no detectability cells of clean models")
+        raise UsageError(f"--against {clean(str(against[0]))}: holds no detectability cells of clean models")
     for (detector,), group in summary.grouped(cells["detectability"], "detector").items():
         known = [cell for cell in others if cell["detector"] == detector and not cell.get("turn")]
         every, reference = with_by_class(group, known), with_by_class(known)
@@ -170,7 +171,7 @@ def table(
                 if len(once) < len(every) and (stable := ablation.stability_table(every, statistic)):
                     rows[f"stability, {detector}, {statistic.name}"] = stable
         if what_pays:
-            rows[f"ablation, {detector}"] = ablation.ablation_table(once)
+            rows[f"ablation, {detector}"] = ablation.ablation_table(once, reference)
     if cells["robustness"]:
         rows["robustness"] = summary.repair_table(cells["robustness"])
         if beside := summary.side_by_side(cells["robustness"]):
@@ -181,9 +182,12 @@ def table(
         if trade_off:
             plots.trade_off(cells["robustness"], trade_off)
         if by_count:
-            scored = with_by_class([c for c in cells["detectability"] if not c.get("turn")])
+            known = [cell for cell in others if not cell.get("turn")]
+            scored = with_by_class([c for c in cells["detectability"] if not c.get("turn")], known)
             compared = rule == RULE and any(s.rule == BY_CLASS for s in summary.statistics(scored))
-            plots.by_count(scored or victims, summary.Statistic(BY_CLASS if compared else rule), by_count)
+            plots.by_count(
+                scored or victims, summary.Statistic(BY_CLASS if compared else rule), by_count, with_by_class(known)
+            )
     tiers = ", ".join(sorted({f"{c['tier']}" for game in TABLES for c in cells[game]}))
     text = json.dumps({"tier": tiers, **rows}, indent=1) if as_json else ""
     text = text or "\n".join(f"\n### {name} (tier {tiers})\n\n{tables.markdown(of)}" for name, of in rows.items())

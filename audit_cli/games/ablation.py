@@ -23,14 +23,16 @@ from audit_cli.metrics import auroc, wilson
 Cells = Sequence[Mapping[str, Any]]
 
 
-def ablation_table(cells: Cells) -> list[Row]:
+def ablation_table(cells: Cells, reference: Cells = ()) -> list[Row]:
     """For every rule of one detector's cells: all its families together, each alone, and all but each.
 
-    auc: of all planted victims of all attacks against the clean models, so that an attack counts as often as it has
-    victims. cpu s: of the families used, mean over models; a rule without families has the whole detector's.
+    auc: of all planted victims of all attacks against the clean models, those of `reference` where it has some, so that
+    an attack counts as often as it has victims. cpu s: of the families used, mean over the models whose cells tell it,
+    else of the whole detector.
     """
-    clean = [c for c in cells if c["attack"] == CLEAN]
+    clean = [c for c in (reference or cells) if c["attack"] == CLEAN]
     planted = [c for c in cells if c["planted"]]
+    timed = [c for c in cells if c.get("costs")] or cells
     rows = []
     for statistic in variants(cells):
         negatives, positives = scores_of(clean, statistic), scores_of(planted, statistic)
@@ -43,7 +45,7 @@ def ablation_table(cells: Cells) -> list[Row]:
         alarms, caught = flagged(clean, statistic), flagged(planted, statistic)
         if alarms and caught:
             row |= {"false alarms": alarms["flagged"], "flagged": caught["flagged"]}
-        rows.append(row | {"cpu s": mean(cost(c, statistic) for c in cells)})
+        rows.append(row | {"cpu s": mean(cost(c, statistic) for c in timed)})
     return rows
 
 

@@ -56,13 +56,18 @@ def trade_off(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def by_count(cells: Sequence[Mapping[str, Any]], statistic: Statistic, path: Path) -> None:
+def by_count(
+    cells: Sequence[Mapping[str, Any]],
+    statistic: Statistic,
+    path: Path,
+    reference: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """asr and detectability against the poison count, one line per attack: undetectability versus robustness. Attacks
-    with one count are left out where others have several."""
+    with one count are left out where others have several. reference: the clean models, where not the cells' own."""
     plt = _pyplot()
     several = {attack for (attack,), of in grouped(cells, "attack").items() if len(grouped(of, "poison_count")) > 1}
     cells = [cell for cell in cells if not several or cell["attack"] in several | {CLEAN}]
-    rows = detection_table([cell for cell in cells if "scores" in cell], statistic)
+    rows = detection_table([cell for cell in cells if "scores" in cell], statistic, reference=reference)
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3), sharex=True)
     for (attack,), group in grouped(cells, "attack").items():
         if attack == CLEAN:
