@@ -184,10 +184,10 @@ def table(
         if by_count:
             known = [cell for cell in others if not cell.get("turn")]
             scored = with_by_class([c for c in cells["detectability"] if not c.get("turn")], known)
-            compared = rule == RULE and any(s.rule == BY_CLASS for s in summary.statistics(scored))
-            plots.by_count(
-                scored or victims, summary.Statistic(BY_CLASS if compared else rule), by_count, with_by_class(known)
-            )
+            wanted = RULE if rule == "all" else rule
+            compared = wanted == RULE and any(s.rule == BY_CLASS for s in summary.statistics(scored))
+            statistic = summary.Statistic(BY_CLASS if compared else wanted)
+            plots.by_count(scored or victims, statistic, by_count, with_by_class(known))
     tiers = ", ".join(sorted({f"{c['tier']}" for game in TABLES for c in cells[game]}))
     text = json.dumps({"tier": tiers, **rows}, indent=1) if as_json else ""
     text = text or "\n".join(f"\n### {name} (tier {tiers})\n\n{tables.markdown(of)}" for name, of in rows.items())
