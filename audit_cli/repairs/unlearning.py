@@ -13,10 +13,11 @@ approximation and the true trigger are alike.
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
-by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it. The pivot sees
-clean images only, and what it says of them is the lesson for both: with few images its answers hold the accuracy better
-than labels do, and better still on mixtures of two images, of which there are many. The pupil alone sees them through a
-fog of one colour, since a blended pattern works as a fog does, and no recovered trigger takes anything from the image.
+by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and waves, which
+clean models know too, only then. The pivot sees clean images only, and what it says of them is the lesson for both: with
+few images its answers hold the accuracy better than labels do, and better still on mixtures of two images, of which
+there are many. The pupil alone sees them through a fog of one colour, since a blended pattern works as a fog does, and
+no recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
@@ -139,7 +140,7 @@ class Unlearning:
             rows = state.reached.nonzero().flatten().tolist()
             triggers += [(usual[family.name] / float(sizes[row]), state.trigger(row, family)) for row in rows]
         triggers.sort(key=lambda pair: (self._accuses(pair[1]), pair[0]), reverse=True)
-        lesson = [t for ratio, t in triggers if self._accuses(t) or ratio >= self.suspicious]
+        lesson = [t for ratio, t in triggers if self._accuses(t) or (ratio >= self.suspicious and not _listed(t))]
         return lesson or [t for _, t in triggers[:1]], usual
 
     def _accuses(self, trigger: Trigger) -> bool:
@@ -225,3 +226,8 @@ class Unlearning:
         pad = min(self.pad, min(shape[1:]) // 8)
         lr = self.adam_lr / pupil.head.in_features
         return replace(fit, steps=self.longer * self.steps, lr=lr, optimiser="adam", pad=pad)
+
+
+def _listed(trigger: Trigger) -> bool:
+    """Of a family that is tried one by one? Small ones are found on clean models, too."""
+    return isinstance(trigger.family, Listed)
