@@ -14,10 +14,10 @@ approximation and the true trigger are alike.
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
 by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and waves, which
-clean models know too, only then. The pivot sees clean images only, and what it says of them is the lesson for both: with
-few images its answers hold the accuracy better than labels do, and better still on mixtures of two images, of which
-there are many. The pupil alone sees them through a fog of one colour, since a blended pattern works as a fog does, and
-no recovered trigger takes anything from the image.
+clean models know too, only then. The pivot sees clean images only, and what it says of them is the lesson for both:
+with few images its answers hold the accuracy better than labels do, and better still on mixtures of two images, of
+which there are many. The pupil alone sees them through a fog of one colour, since a blended pattern works as a fog
+does, and no recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
