@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,7 +145,7 @@ def table(
     """Render what the cells in FOLDER say: attacks, detectability, robustness."""
     from audit_cli.calibration import RULE
     from audit_cli.checkpoint.save import write_atomically
-    from audit_cli.games import ablation, summary, tables
+    from audit_cli.games import summary, tables
     from audit_cli.games.by_class import BY_CLASS, with_by_class
     from audit_cli.games.cells import read_cells
     from audit_cli.games.config import CLEAN
@@ -159,19 +159,7 @@ def table(
     others = [cell for bench in against or () for cell in read_cells(bench / "detectability")]
     if against and not any(cell["attack"] == CLEAN for cell in others):
         raise UsageError(f"--against {clean(str(against[0]))}: holds no detectability cells of clean models")
-    for (detector,), group in summary.grouped(cells["detectability"], "detector").items():
-        known = [cell for cell in others if cell["detector"] == detector and not cell.get("turn")]
-        every, reference = with_by_class(group, known), with_by_class(known)
-        once = [cell for cell in every if not cell.get("turn")]
-        for statistic in summary.statistics(once):
-            if rule in ("all", statistic.name) or (rule, statistic.name) == (RULE, BY_CLASS):
-                rows[f"detectability, {detector}, {statistic.name}"] = summary.detection_table(
-                    once, statistic, reference=reference
-                )
-                if len(once) < len(every) and (stable := ablation.stability_table(every, statistic)):
-                    rows[f"stability, {detector}, {statistic.name}"] = stable
-        if what_pays:
-            rows[f"ablation, {detector}"] = ablation.ablation_table(once, reference)
+    rows |= _detection(cells["detectability"], others, rule, what_pays)
     if cells["robustness"]:
         rows["robustness"] = summary.repair_table(cells["robustness"])
         if beside := summary.side_by_side(cells["robustness"]):
@@ -196,6 +184,31 @@ def table(
     else:
         emit(text.strip())
     return 0
+
+
+def _detection(
+    cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], rule: str, what_pays: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """The tables of the detectability game, for each detector: by statistic, over seeds, and what each part adds.
+    others: cells of benches whose clean models are compared with; none: the cells' own."""
+    from audit_cli.calibration import RULE
+    from audit_cli.games import ablation, summary
+    from audit_cli.games.by_class import BY_CLASS, with_by_class
+
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for (detector,), group in summary.grouped(cells, "detector").items():
+        known = [cell for cell in others if cell["detector"] == detector and not cell.get("turn")]
+        every, reference = with_by_class(group, known), with_by_class(known)
+        once = [cell for cell in every if not cell.get("turn")]
+        for statistic in summary.statistics(once):
+            if rule in ("all", statistic.name) or (rule, statistic.name) == (RULE, BY_CLASS):
+                table = summary.detection_table(once, statistic, reference=reference)
+                rows[f"detectability, {detector}, {statistic.name}"] = table
+                if len(once) < len(every) and (stable := ablation.stability_table(every, statistic)):
+                    rows[f"stability, {detector}, {statistic.name}"] = stable
+        if what_pays:
+            rows[f"ablation, {detector}"] = ablation.ablation_table(once, reference)
+    return rows
 
 
 def _chosen(methods: Sequence[str], only: Sequence[str] | None, where: str) -> list[str]:
