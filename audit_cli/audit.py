@@ -166,7 +166,7 @@ def examine(
 ) -> list[Finding]:
     """What the detectors find, how rare it is among clean models of this kind, and what was left out."""
     findings = with_p_values(measure(subject, policy, detectors, context), subject.calibration)
-    searched = {finding.family for finding in findings if finding.family}
+    searched = {finding.family for finding in findings if finding.trigger}
     return findings + scope(checkpoint.unaudited, searched, STANDARD, subject.calibration is not None)
 
 
@@ -222,7 +222,7 @@ def conclude(
     now = datetime.datetime.now(datetime.UTC)
     judged = judge(findings, policy, checkpoint.manifest_digest, now.date())
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
-    families = sorted({f.family for f in findings if f.family})
+    families = sorted({f.family for f in findings if f.family and f.trigger})
     prompts = models.prompts_of(subject.classifier)
     document = build_document(
         judged,

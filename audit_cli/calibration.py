@@ -44,10 +44,11 @@ from audit_cli.types import Finding, TrustedData
 
 RULE = "BD001"  # whose scores are calibrated
 SIZE_CAP = 4 * 2**20  # bytes of a calibration file
-SLACK = 0.05  # ours: of log scores; classes whose few clean scores happen to agree are not held to that
+SLACK = 0.01  # ours: of log scores; where no clean scores differ there is nothing to divide by
 PRIOR_MODELS = 10  # ours
 MARGIN = 0.05  # ours: of accuracy, around the clean models'
 LEAST = 0.05  # ours: smaller scores are all the same
+FROM = " from "  # between a family and a source class
 
 Scores = Mapping[tuple[str, str], float]  # (family, class name) -> score
 
@@ -211,19 +212,32 @@ def clean_model(
 
 
 def scores_of(findings: Iterable[Finding]) -> dict[tuple[str, str], float]:
-    """The scores that are calibrated, by family and class name as a `Domain` has it."""
-    return {
-        (f.family, named(f.target_name)): round(f.score, 4) for f in findings if f.rule_id == RULE and f.target_name
-    }
+    """The scores that are calibrated, by family and class name as a `Domain` has it; those for one source class are a
+    family of their own."""
+    found = {}
+    for f in findings:
+        if f.rule_id == RULE and f.target_name:
+            target = named(f.target_name)
+            found[f.family, target] = round(f.score, 4)
+            found |= {(from_source(f.family, name), target): round(s, 4) for name, s in f.by_source.items()}
+    return found
+
+
+def from_source(family: str, source: str) -> str:
+    """What a calibration calls the scores of `family` for images of one class alone."""
+    return f"{family}{FROM}{named(source)}"
 
 
 def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) -> list[Finding]:
-    """The findings, those of BD001 with their p-value where the calibration knows their family and class."""
+    """The findings, those of BD001 with the smallest of their p-values where the calibration knows family and class."""
     if calibration is None:
         return list(findings)
-    found = calibration.p_values(scores_of(findings))
+    smallest: dict[tuple[str, str], float] = {}
+    for (family, target), p in calibration.p_values(scores_of(findings)).items():
+        key = family.partition(FROM)[0], target
+        smallest[key] = min(p, smallest.get(key, 1.0))
     return [
-        replace(f, p_value=found.get((f.family, named(f.target_name or "")))) if f.rule_id == RULE else f
+        replace(f, p_value=smallest.get((f.family, named(f.target_name or "")))) if f.rule_id == RULE else f
         for f in findings
     ]
 

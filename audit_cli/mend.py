@@ -21,6 +21,7 @@ from audit_cli.classifier import Classifier
 from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import UsageError
+from audit_cli.inversion.listing import Listed
 from audit_cli.judgement import judge
 from audit_cli.metrics import asr, cda, cda_drop, predict
 from audit_cli.models import Prompts
@@ -153,19 +154,27 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     for k, rung in enumerate(ladder, start=1):
         context = replace(case.context, seed=case.context.seed + 1_000 * k)
         curve = Trajectory(case.subject.classifier, case.holdout, context)
-        tuned = told(rung.repair, case.triggers)(case.subject.classifier, case.fit, context, curve)
+        tuned = told(rung.repair, case.convicting)(case.subject.classifier, case.fit, context, curve)
         attempts.append(examine(case, rung.name, tuned, curve, replace(context, seed=context.seed + 500)))
         if attempts[-1].passes:
             break
     return attempts
 
 
-def told(repair: WatchedRepair, triggers: Sequence[Trigger]) -> WatchedRepair:
+def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
-    anew, on the images it may use."""
+    anew, on the images it may use. What convicts without a trigger, such as the features, accuses its class in every
+    family that is searched by descent."""
     if not isinstance(repair, Unlearning):
         return repair
-    return replace(repair, accused=frozenset((trigger.family.name, trigger.target) for trigger in triggers))
+    searched = [family.name for family in repair.families if not isinstance(family, Listed)]
+    accused = {
+        (name, finding.target_class)
+        for finding in convicting
+        for name in ([finding.family] if finding.trigger else searched)
+        if finding.target_class is not None
+    }
+    return replace(repair, accused=frozenset(accused))
 
 
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:

@@ -6,6 +6,8 @@ search never saw:
 - size: how much smaller that trigger is than the model's other classes need at the same success (BD001);
 - gap: how much of its success is lost on a reference model, the suspect after Pivotal Tuning (BD002).
 
+Beside the families it measures how far the last features must move to each class (`shift`, also BD001).
+
 Lukas, Kerschbaum: Pick your Poison: Undetectability versus Robustness in Data Poisoning Attacks, 2023,
 https://arxiv.org/abs/2305.09671 (Algorithm 4), and Wang et al.: Neural Cleanse, 2019,
 https://doi.org/10.1109/SP.2019.00031.
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
+from audit_cli.detectors.shift import Shift
 from audit_cli.detectors.smallness import PRIOR_CLASSES, PRIOR_SIGMA, smallness
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
@@ -43,12 +46,13 @@ from audit_cli.types import Context, Finding, Repair, Trigger, TriggerFamily, Tr
 @dataclass(frozen=True)
 class Calibrated:
     """families: the kinds of trigger searched for. reference: the repair whose result is the reference model; None for
-    sizes alone."""
+    sizes alone. shift: the search in the features, None for none."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     reference: Repair | None = field(default_factory=lambda: PivotalTuning(steps=200))  # ours, see above
+    shift: Shift | None = field(default_factory=Shift)
     fit_share: float = 0.5  # ours: share of trusted images that searching and tuning may use; the rest measures
 
     def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
@@ -79,13 +83,47 @@ class Calibrated:
                 if self.reference is not None:
                     yield gap(size)
                 context.advance()
+        if self.shift is not None:
+            yield from self._shifts(self.shift, suspect, fit, compared, context)
         wanted = max((self.search.matched(family) for family in families), default=0.0)
         yield uncompared(compared - reached, suspect.num_classes, wanted)
 
     @property
     def scoring(self) -> str:
         """Whatever BD001 scores depend on, as text: a calibration holds for one scoring only."""
-        return repr((self.families, self.search, self.race, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
+        return repr((self.families, self.search, self.race, self.shift, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
+
+    def _shifts(
+        self, shift: Shift, suspect: Classifier, fit: TrustedData, compared: set[int], context: Context
+    ) -> Iterator[Finding]:
+        """BD001 in the family `features`, for the classes `compared` and the race's fair sample of all."""
+        names = dict(enumerate(fit.class_names))
+        sample = self.race.sampled(suspect.num_classes, context)
+        classes = torch.tensor(sorted(compared | set(sample.tolist())))
+        pairs = shift.sizes(suspect, fit, classes, context)
+        sizes = pairs.log().nanmean(1).exp()
+        small = smallness(sizes, torch.isin(classes, sample), suspect.num_classes)
+        easier = (pairs.nanmedian() / pairs).nan_to_num(0.0)  # (compared, all)
+        every = suspect.num_classes - 1 <= shift.sources  # with more classes, two models' sources differ
+        for row, target in enumerate(classes.tolist()):
+            score, ratio, source = float(small.score[row]), float(small.ratio[row]), int(easier[row].argmax())
+            sought = bool(sizes[row].isfinite())
+            yield Finding(
+                rule_id="BD001",
+                score=score,
+                message=(
+                    f"the features move to this class {score:.2f} times as easily as ordinary classes explain, "
+                    f"{ratio:.2f} times as easily as to the median class"
+                ),
+                detector="calibrated",
+                family=shift.name,
+                target_class=target,
+                target_name=names.get(target),
+                trigger_norm=float(sizes[row]) if sought else None,
+                details={"ratio": ratio, "matched_success": shift.success}
+                | ({"source": source, "source_name": names.get(source)} if sought else {}),
+                by_source={names[s]: float(e) for s, e in enumerate(easier[row]) if every and float(e) > 0},
+            )
 
     def _size(
         self, trigger: Trigger, score: float, ratio: float, rates: Sequence[float], names: Sequence[str]

@@ -50,17 +50,22 @@ def scored(zoo: Zoo, recipe: Recipe, detector: str, turn: int = 0) -> Facts:
     findings, costs = clocked(DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context))
     took, worked = time.monotonic() - began, time.process_time() - cpu
     scores: dict[str, dict[str, list[float | None]]] = {}
+    pairs: dict[str, dict[str, dict[str, float]]] = {}
     for finding in findings:
         if finding.target_class is None and finding.rule_id == "BD107":
             continue
         row = scores.setdefault(_key(finding), {})
         row[str(finding.target_class)] = [round(finding.score, 4), _rounded(finding.trigger_norm)]
+        if finding.by_source:
+            by_source = {name: round(score, 4) for name, score in finding.by_source.items()}
+            pairs.setdefault(_key(finding), {})[str(finding.target_class)] = by_source
     return victim.facts() | {
         "game": "detectability",
         "detector": detector,
         "turn": turn,
         "trusted": len(zoo.data.trusted),
         "scores": scores,  # rule/family -> class -> [score, size of the trigger]
+        "pairs": pairs,  # rule/family -> class -> name of a source class -> score
         "costs": costs,  # rule/family -> CPU seconds until its first finding
         "seconds": round(took, 2),
         "cpu_seconds": round(worked, 2),

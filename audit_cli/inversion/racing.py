@@ -81,6 +81,12 @@ class Race:
         """Can this race search `family` on a model of so many classes?"""
         return not family.per_source or 0 < len(pairs(trusted, classes)[0]) <= self.pairs
 
+    def sampled(self, classes: int, context: Context) -> Tensor:
+        """The fair sample of so many classes: all of them when the last rung has room for all."""
+        if classes <= (self.rungs[-1].classes or 0) + self.sample:
+            return torch.arange(classes)
+        return torch.randperm(classes, generator=context.generator(stream=4))[: self.sample]
+
     def run(
         self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
     ) -> tuple[State, Tensor]:
@@ -89,7 +95,7 @@ class Race:
             return self._run_listed(suspect, family, trusted, search, context)
         if family.per_source:
             return self._run_pairs(suspect, family, trusted, search, context)
-        if suspect.num_classes > (self.rungs[-1].classes or 0) + self.sample:
+        if len(self.sampled(suspect.num_classes, context)) < suspect.num_classes:
             return self._run_rungs(suspect, family, trusted, search, context)
         state = search.start(family, torch.arange(suspect.num_classes), trusted.shape, context)
         context.progress.stage(f"{family.name} triggers", self.steps)
@@ -99,12 +105,8 @@ class Race:
     def _run_listed(
         self, suspect: Classifier, family: Listed, trusted: TrustedData, search: Search, context: Context
     ) -> tuple[State, Tensor]:
-        sample = torch.arange(suspect.num_classes)
-        more = self.rungs[-1].classes or 0
-        if len(sample) > more + self.sample:
-            sample = torch.randperm(len(sample), generator=context.generator(stream=4))[: self.sample]
-        else:
-            more = 0
+        sample = self.sampled(suspect.num_classes, context)
+        more = (self.rungs[-1].classes or 0) if len(sample) < suspect.num_classes else 0
         state = self.listing.run(suspect, family, trusted, search, context, sample, more)
         return state, torch.isin(state.classes, sample.to(state.classes))
 
@@ -113,8 +115,7 @@ class Race:
     ) -> tuple[State, Tensor]:
         first, *later = self.rungs
         chunks = torch.arange(suspect.num_classes).split(self.chunk)
-        sample = torch.randperm(suspect.num_classes, generator=context.generator(stream=4))[: self.sample]
-        sample = sample.to(context.device)
+        sample = self.sampled(suspect.num_classes, context).to(context.device)
         steps = len(chunks) * first.steps + sum(rung.steps for rung in later)
         context.progress.stage(f"{family.name} triggers", steps)
 

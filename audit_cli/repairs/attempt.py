@@ -37,12 +37,17 @@ class Case:
     context: Context
 
     @property
-    def triggers(self) -> list[Trigger]:
-        """The triggers that convicted the pivot, most suspicious first."""
+    def convicting(self) -> list[Finding]:
+        """The findings that convicted the pivot, most suspicious first."""
         items = judge(self.findings, self.policy, self.checkpoint.manifest_digest, today())[3]
         guilty = [item for item in items if item.fired and item.severity == "fail" and item.waived_by is None]
         guilty.sort(key=lambda item: item.finding.score / item.threshold, reverse=True)
-        return [item.finding.trigger for item in guilty if item.finding.trigger is not None]
+        return [item.finding for item in guilty]
+
+    @property
+    def triggers(self) -> list[Trigger]:
+        """The triggers that convicted the pivot, most suspicious first."""
+        return [finding.trigger for finding in self.convicting if finding.trigger is not None]
 
 
 @dataclass(frozen=True)
