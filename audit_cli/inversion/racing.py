@@ -19,6 +19,7 @@ Differs from the paper: the random sample; and the numbers are set by hand.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -101,6 +102,25 @@ class Race:
         context.progress.stage(f"{family.name} triggers", self.steps)
         state = search.run(suspect, family, state, trusted, self.steps, context)
         return state, torch.ones_like(state.classes, dtype=torch.bool)
+
+    def again(
+        self,
+        suspect: Classifier,
+        family: TriggerFamily,
+        classes: Sequence[int],
+        starts: int,
+        trusted: TrustedData,
+        search: Search,
+        context: Context,
+    ) -> State:
+        """A plain search to the end for `classes` alone, from `starts` random triggers each; a family that is tried one
+        by one has no starts."""
+        targets = torch.tensor(classes)
+        if isinstance(family, Listed):
+            return self.listing.run(suspect, family, trusted, search, context, targets)
+        state = search.start(family, targets.repeat(starts), trusted.shape, context)
+        context.progress.stage(f"{family.name} triggers left", self.steps)
+        return search.run(suspect, family, state, trusted, self.steps, context)
 
     def _run_listed(
         self, suspect: Classifier, family: Listed, trusted: TrustedData, search: Search, context: Context

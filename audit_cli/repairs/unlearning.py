@@ -141,7 +141,7 @@ class Unlearning:
             triggers += [(usual[family.name] / float(sizes[row]), state.trigger(row, family)) for row in rows]
         triggers.sort(key=lambda pair: (self._accuses(pair[1]), pair[0]), reverse=True)
         lesson = [t for ratio, t in triggers if self._accuses(t) or (ratio >= self.suspicious and not _listed(t))]
-        return lesson or [t for _, t in triggers[:1]], usual
+        return lesson or [t for _, t in triggers if not _listed(t)][:1], usual
 
     def _accuses(self, trigger: Trigger) -> bool:
         return (trigger.family.name, trigger.target) in self.accused
@@ -152,19 +152,9 @@ class Unlearning:
         """Small triggers that still work, from several starts for each suspicious (family, class)."""
         found = []
         for family in self.families:
-            classes = sorted({target for other, target in suspects if other == family})
-            if not classes:
-                continue
-            if isinstance(family, Listed):
-                targets = torch.tensor(classes)
-                state = self.race.listing.run(model, family, trusted, self.search, context, targets)
+            if classes := sorted({target for other, target in suspects if other == family}):
+                state = self.race.again(model, family, classes, self.starts, trusted, self.search, context)
                 found += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]
-                continue
-            classes = classes * self.starts
-            state = self.search.start(family, torch.tensor(classes), trusted.shape, context)
-            context.progress.stage(f"{family.name} triggers left", self.race.steps)
-            state = self.search.run(model, family, state, trusted, self.race.steps, context)
-            found += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]
         return found
 
     def _unlearn(

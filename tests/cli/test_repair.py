@@ -21,8 +21,10 @@ from audit_cli.classifier import Classifier
 from audit_cli.cli import run
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import BudgetExceeded
+from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
-from audit_cli.mend import Relearning
+from audit_cli.inversion.wave import Wave
+from audit_cli.mend import Relearning, told
 from audit_cli.repairs import ladder
 from audit_cli.repairs.ladder import Rung
 from audit_cli.repairs.unlearning import Unlearning
@@ -126,15 +128,22 @@ def repair(
 
 def test_unlearning_is_told_what_the_scan_convicted(repair: Repair, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its score of 9 for class 3; what an Unlearning of one's own already accuses is replaced."""
-    told: list[Unlearning] = []
+    seen: list[Unlearning] = []
 
     def called(self: Unlearning, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch) -> Classifier:
-        told.append(self)
+        seen.append(self)
         return Marking()(pivot, trusted, context, watch)
 
     monkeypatch.setattr(Unlearning, "__call__", called)
     assert repair(rungs=(Rung("unlearning", Unlearning(steps=7)),)).code == 0
-    assert [(u.steps, u.accused) for u in told] == [(7, frozenset({("mask", 3)}))]
+    assert [(u.steps, u.accused) for u in seen] == [(7, frozenset({("mask", 3)}))]
+
+
+def test_what_convicts_without_a_trigger_accuses_its_class_in_every_family_of_descent() -> None:
+    features = Finding("BD001", 1.4, "", family="features", target_class=6)
+    repair = told(Unlearning(families=(Mask(), Additive(), Wave())), [features])
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {("mask", 6), ("additive", 6)}
 
 
 def test_a_repair_that_passes(repair: Repair, detector: Stub) -> None:
