@@ -158,7 +158,8 @@ def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], 
     if found is None or not found.resolves(policy.rules[RULE].alpha):
         return subject
     accuracy = cda(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
-    return replace(subject, calibration=found) if found.admits(accuracy) else subject
+    like_them = found.admits(accuracy, len(subject.trusted))
+    return replace(subject, calibration=found) if like_them else subject
 
 
 def examine(

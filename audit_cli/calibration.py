@@ -47,6 +47,7 @@ SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 SLACK = 0.01  # ours: of log scores; where no clean scores differ there is nothing to divide by
 PRIOR_MODELS = 10  # ours
 MARGIN = 0.05  # ours: of accuracy, around the clean models'
+FEWEST = 0.5  # ours: trusted images, as a share of those the clean models were scored with
 LEAST = 0.05  # ours: smaller scores are all the same
 FROM = " from "  # between a family and a source class
 
@@ -110,11 +111,12 @@ class Calibration:
     def families(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(family for model in self.models for family in model.scores))
 
-    def admits(self, accuracy: float) -> bool:
-        """Is a model of this accuracy on trusted images like the clean ones? A better network is another kind: among
-        ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned."""
+    def admits(self, accuracy: float, images: int) -> bool:
+        """Is a model of this accuracy on so many trusted images like the clean ones? A better network is another kind:
+        among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned. From fewer images scores scatter more."""
         known = [model.accuracy for model in self.models]
-        return min(known) - MARGIN <= accuracy <= max(known) + MARGIN
+        enough = images >= FEWEST * self.images
+        return enough and min(known) - MARGIN <= accuracy <= max(known) + MARGIN
 
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """For each of the suspect's `scores`: the chance, at most, that a clean model of this domain has so unusual a

@@ -107,7 +107,13 @@ def test_the_statement_says_what_alpha_guarantees() -> None:
 
 @pytest.mark.parametrize(("accuracy", "like_them"), [(0.76, True), (0.84, True), (0.74, False), (0.92, False)])
 def test_a_network_of_another_accuracy_is_of_another_kind(accuracy: float, like_them: bool) -> None:
-    assert calibration().admits(accuracy) == like_them
+    assert calibration().admits(accuracy, 500) == like_them
+
+
+def test_scores_from_far_fewer_images_are_not_compared() -> None:
+    images = calibration().images
+    assert calibration().admits(0.8, images // 2)
+    assert not calibration().admits(0.8, images // 2 - 1)
 
 
 def test_too_few_models_cannot_decide() -> None:

@@ -84,7 +84,7 @@ class Calibrated:
                     yield gap(size)
                 context.advance()
         if self.shift is not None:
-            yield from self._shifts(self.shift, suspect, fit, compared, context)
+            yield from self._shifts(self.shift, suspect, trusted, compared, context)
         wanted = max((self.search.matched(family) for family in families), default=0.0)
         yield uncompared(compared - reached, suspect.num_classes, wanted)
 
@@ -94,13 +94,14 @@ class Calibrated:
         return repr((self.families, self.search, self.race, self.shift, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
 
     def _shifts(
-        self, shift: Shift, suspect: Classifier, fit: TrustedData, compared: set[int], context: Context
+        self, shift: Shift, suspect: Classifier, trusted: TrustedData, compared: set[int], context: Context
     ) -> Iterator[Finding]:
-        """BD001 in the family `features`, for the classes `compared` and the race's fair sample of all."""
-        names = dict(enumerate(fit.class_names))
+        """BD001 in the family `features`, for the classes `compared` and the race's fair sample of all. Nothing is
+        measured on unseen images, so all may be used: what is found depends on how many of a class they are."""
+        names = dict(enumerate(trusted.class_names))
         sample = self.race.sampled(suspect.num_classes, context)
         classes = torch.tensor(sorted(compared | set(sample.tolist())))
-        pairs = shift.sizes(suspect, fit, classes, context)
+        pairs = shift.sizes(suspect, trusted, classes, context)
         sizes = pairs.log().nanmean(1).exp()
         small = smallness(sizes, torch.isin(classes, sample), suspect.num_classes)
         easier = (pairs.nanmedian() / pairs).nan_to_num(0.0)  # (compared, all)
