@@ -47,7 +47,7 @@ SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 SLACK = 0.01  # ours: of log scores; where no clean scores differ there is nothing to divide by
 PRIOR_MODELS = 10  # ours
 MARGIN = 0.05  # ours: of accuracy, around the clean models'
-FEWEST = 0.5  # ours: trusted images, as a share of those the clean models were scored with
+FEWEST = 0.8  # ours: trusted images, as a share of those the clean models were scored with
 LEAST = 0.05  # ours: smaller scores are all the same
 FROM = " from "  # between a family and a source class
 

@@ -130,7 +130,8 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
     carry_over(case.checkpoint, folder)
     best = best if best.findings else replace(best, findings=rescan(case, best.classifier, case.context))
     findings = save_pictures(with_relearning(case, best.findings, relearned), case.holdout, folder / EVIDENCE)
-    subject = replace(case.subject, classifier=best.classifier, trusted=case.holdout, choice=None)
+    subject = replace(case.subject, classifier=best.classifier, trusted=case.holdout, choice=None, calibration=None)
+    subject = audit.calibrated(subject, case.policy, case.detectors, case.context)
     with open_checkpoint(_opens(case.checkpoint, folder)) as written:
         about = conclude(written, subject, findings, case.policy, case.context, watch)
         verdict = account(case, best, about, _manifest(written))
@@ -209,8 +210,9 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
 
 
 def rescan(case: Case, repaired: Classifier, context: Context) -> list[Finding]:
-    """What the detectors say of a repaired model, on the holdout."""
-    subject = replace(case.subject, classifier=repaired, trusted=case.holdout, choice=None)
+    """What the detectors say of a repaired model, on the holdout, by a calibration that holds for so few images."""
+    subject = replace(case.subject, classifier=repaired, trusted=case.holdout, choice=None, calibration=None)
+    subject = audit.calibrated(subject, case.policy, case.detectors, context)
     return list(audit.examine(subject, case.checkpoint, case.policy, case.detectors, context))
 
 
