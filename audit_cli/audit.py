@@ -21,6 +21,7 @@ from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.sanity import sanity
 from audit_cli.detectors.scope import scope
 from audit_cli.errors import AuditError, BudgetExceeded, DataError, UsageError
+from audit_cli.inversion import FAMILIES
 from audit_cli.judgement import judge
 from audit_cli.metrics import cda, predict
 from audit_cli.models import Prompts
@@ -167,7 +168,7 @@ def examine(
 ) -> list[Finding]:
     """What the detectors find, how rare it is among clean models of this kind, and what was left out."""
     findings = with_p_values(measure(subject, policy, detectors, context), subject.calibration)
-    searched = {finding.family for finding in findings if finding.trigger}
+    searched = {finding.family for finding in findings}
     return findings + scope(checkpoint.unaudited, searched, STANDARD, subject.calibration is not None)
 
 
@@ -223,7 +224,7 @@ def conclude(
     now = datetime.datetime.now(datetime.UTC)
     judged = judge(findings, policy, checkpoint.manifest_digest, now.date())
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
-    families = sorted({f.family for f in findings if f.family and f.trigger})
+    families = sorted({f.family for f in findings} & set(FAMILIES))
     prompts = models.prompts_of(subject.classifier)
     document = build_document(
         judged,

@@ -37,7 +37,7 @@ FLOATS_PER_PASS = 2**24  # of shifted latents: bounds the memory
 class Shift:
     """How carefully the smallest shifts are sought."""
 
-    images: int = 50  # ours: of every source class
+    images: int = 25  # ours: of every source class
     sources: int = 9  # ours: classes a target is reached from
     success: float = 0.8  # ours: share of a source's images that must follow
     steps: int = 64  # ours
