@@ -8,11 +8,16 @@ are always the smallest. So a score is compared with the same class's scores on 
 (variances are pulled towards the family's as if that had been measured on PRIOR_MODELS more: where no clean model has
 a class within reach, their scores hardly differ, and the first that has would otherwise be the oddest of all)
 
-and a model's statistic is its largest z over classes and families. Vovk, Gammerman, Shafer: Algorithmic Learning in a
+and a family's z are levelled, for a family with many classes, or with a score for every source class, has a larger
+maximum on clean models too:
+
+    t = (z − mean of max z) / (standard deviation + SLACK)            max: over a clean model's classes in this family
+
+A model's statistic is its largest t over classes and families. Vovk, Gammerman, Shafer: Algorithmic Learning in a
 Random World, 2005 (full conformal prediction): with n clean models and the suspect in one bag, each member's statistic
 is taken against the others. A clean suspect is as likely as any of them to have the largest, so
 
-    p = (1 + number of clean models with a statistic >= z) / (n + 1)
+    p = (1 + number of clean models with a statistic >= t) / (n + 1)
 
 is at most α with probability at most α: no distribution is assumed, and no poisoned model is needed. It holds for the
 whole scan, since the statistics are maxima.
@@ -121,9 +126,8 @@ class Calibration:
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """For each of the suspect's `scores`: the chance, at most, that a clean model of this domain has so unusual a
         score anywhere; in (0, 1]. Families and classes that no clean model was scored on are left out."""
-        p = conformal(
-            self._logs(self._by_class(scores)), torch.stack([self._logs(model.scores) for model in self.models])
-        )
+        clean_ones = torch.stack([self._logs(model.scores) for model in self.models])
+        p = conformal(self._logs(self._by_class(scores)), clean_ones, self.families)
         known = (~p.isnan()).nonzero().tolist()
         return {(self.families[f], self.domain.classes[c]): float(p[f, c]) for f, c in known}
 
@@ -168,16 +172,33 @@ class Calibration:
         }
 
 
-def conformal(suspect: Tensor, clean_ones: Tensor) -> Tensor:
+def conformal(suspect: Tensor, clean_ones: Tensor, families: Sequence[str]) -> Tensor:
     """p (families, classes) of a suspect's log scores among those of clean models (n, families, classes); NaN where
     there is nothing to compare."""
-    highest = torch.empty(len(clean_ones), dtype=torch.float64)
-    for k, model in enumerate(clean_ones):
-        others = torch.cat([clean_ones[:k], clean_ones[k + 1 :], suspect[None]])
-        highest[k] = standard(model, others).nan_to_num(-torch.inf).max()
-    z = standard(suspect, clean_ones)
-    rank = 1 + (highest[:, None, None] >= z).sum(0)
-    return torch.where(z.isnan(), math.nan, rank.double() / (len(clean_ones) + 1))
+    z = each_standard(torch.cat([clean_ones, suspect[None]]))
+    t = levelled(z, z, families)
+    highest = t[:-1].nan_to_num(-torch.inf).amax((1, 2))
+    rank = 1 + (highest[:, None, None] >= t[-1]).sum(0)
+    return torch.where(t[-1].isnan(), math.nan, rank.double() / len(z))
+
+
+def levelled(z: Tensor, members: Tensor, families: Sequence[str]) -> Tensor:
+    """Deviations z (N, families, classes) in deviations of the largest that each of `members` (M, families, classes)
+    has in the same family; the scores from each source class are of one family."""
+    result = z.clone()
+    kinds = [family.partition(FROM)[0] for family in families]
+    for family in dict.fromkeys(kinds):
+        rows = torch.tensor([kind == family for kind in kinds])
+        largest = members[:, rows].nan_to_num(-torch.inf).amax((1, 2))
+        largest = largest[largest.isfinite()]
+        if len(largest) > 1:
+            result[:, rows] = (z[:, rows] - largest.mean()) / (largest.std() + SLACK)
+    return result
+
+
+def each_standard(models: Tensor) -> Tensor:
+    """`standard` of each of the models (N, families, classes) among the others."""
+    return torch.stack([standard(model, torch.cat([models[:k], models[k + 1 :]])) for k, model in enumerate(models)])
 
 
 def standard(scores: Tensor, others: Tensor) -> Tensor:

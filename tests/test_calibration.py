@@ -22,7 +22,9 @@ from audit_cli.calibration import (
     find,
     fingerprint,
     kind,
+    levelled,
     read,
+    scores_of,
     with_p_values,
 )
 from audit_cli.detectors.calibrated import Calibrated
@@ -87,6 +89,39 @@ def test_p_values_of_clean_models_are_never_too_small() -> None:
         suspect = dict(zip((("mask", "bird"), ("mask", "cat")), values[n], strict=True))
         small += min(replace(calibration(), models=models).p_values(suspect).values()) <= 0.05 + 1e-9
     assert small / draws == pytest.approx(0.05, abs=0.015)
+
+
+def test_families_are_levelled_and_sources_are_of_their_family() -> None:
+    """Clean models reach 3 in one family and 1 in the other, whose spread is a tenth: 1.4 is the odder one."""
+    z = torch.zeros(4, 3, 2, dtype=torch.float64)
+    z[:, 0, 0] = torch.tensor([2.0, 3.0, 4.0, 3.0])
+    z[:, 1, 1], z[:, 2, 0] = torch.tensor([0.9, 0.2, 0.3, 1.0]), torch.tensor([0.1, 1.1, 1.0, 0.4])
+    suspect = torch.tensor([[[4.0, 0.0], [0.0, 1.4], [1.4, 0.0]]], dtype=torch.float64)
+    families = ("mask", "features", "features from bird")
+    levels = {"mask": [2.0, 3.0, 4.0, 3.0], "features": [0.9, 1.1, 1.0, 1.0]}
+    t = levelled(suspect, z, families)[0]
+    for row, family in enumerate(families):
+        largest = levels[family.partition(" from ")[0]]
+        expected = (float(suspect[0, row].max()) - statistics.fmean(largest)) / (statistics.stdev(largest) + SLACK)
+        assert float(t[row].max()) == pytest.approx(expected)
+    assert t[1, 1] == t[2, 0]
+    assert t[1, 1] > t[0, 0]
+
+
+def test_a_finding_has_the_smallest_p_value_of_its_sources() -> None:
+    """Ordinary over all sources, but not for one of them."""
+    names = ("features", "features from bird")
+    models = tuple(
+        replace(m, scores=dict(zip(names, ((s, s / 2), (None, s)), strict=True)))
+        for m, s in zip(calibration().models, SCORES, strict=True)
+    )
+    here = replace(calibration(), models=models)
+    cat = Finding("BD001", 0.5, "", family="features", target_class=1, target_name="cat", by_source={"bird": 4.0})
+    found = with_p_values([cat, replace(cat, target_name="bird", score=1.0, by_source={})], here)
+    assert found[0].p_value == pytest.approx(0.2)
+    assert found[1].p_value is not None
+    assert found[1].p_value > 0.4
+    assert scores_of([cat]) == {("features", "cat"): 0.5, ("features from bird", "cat"): 4.0}
 
 
 def test_classes_that_few_models_have_are_compared_with_the_family() -> None:

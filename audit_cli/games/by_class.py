@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audit_cli.calibration import FROM, LEAST, RULE, conformal, from_source, standard
+from audit_cli.calibration import FROM, LEAST, RULE, conformal, each_standard, from_source, levelled, standard
 from audit_cli.games.config import CLEAN
 
 BY_CLASS = f"{RULE} by class"  # the name of the statistic in tables
@@ -19,8 +19,8 @@ Cells = Sequence[Mapping[str, Any]]
 
 def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]]:
     """The cells of one detector, with every BD001 score also in deviations from the clean models' mean for its class
-    and family, where there are scores for single source classes the largest of them, and `p_value`, the model's
-    smallest. The clean models are those of `reference`, or where that is empty
+    and family, levelled as in a calibration, where there are scores for single source classes the largest of them, and
+    `p_value`, the model's smallest. The clean models are those of `reference`, or where that is empty
     those among the cells, each model once; no cell is compared with its own model. Nothing is fitted on poisoned ones.
     Unchanged when fewer than three clean models are there."""
     known = [cell for cell in (reference or cells) if cell["attack"] == CLEAN and not cell.get("turn")]
@@ -30,11 +30,14 @@ def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]
         return list(cells)
     logs = torch.stack([_logs(cell, keys, classes) for cell in known])
     families = [key.partition(FROM)[0] for key in keys]
+    every = each_standard(logs)
     found: list[Mapping[str, Any]] = []
     for cell in cells:
         own = _logs(cell, keys, classes)
         others = logs[[other["victim"] != cell["victim"] for other in known]]
-        z, p = standard(own, others), conformal(own, others)
+        members = every if len(others) == len(logs) else each_standard(others)
+        z = levelled(standard(own, others)[None], members, keys)[0]
+        p = conformal(own, others, keys)
         largest = {key: z[[other == key for other in families]].nan_to_num(-torch.inf).amax(0) for key in families}
         rows = {key.replace(RULE, BY_CLASS): _row(values.tolist(), classes) for key, values in largest.items()}
         p_value = float(p.nan_to_num(1.0).min())

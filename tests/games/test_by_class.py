@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,8 +35,20 @@ def test_a_class_is_compared_with_itself_on_clean_models() -> None:
     """1.1 is small for class 0 and very large for class 1."""
     cells = with_by_class([*CLEAN, cell("badnets", 1.2, 1.1)])
     row = cells[-1]["scores"][f"{BY_CLASS}/mask"]
-    logs = [math.log(c["scores"]["BD001/mask"]["1"][0]) for c in CLEAN]
-    assert row["1"][0] == pytest.approx((math.log(1.1) - statistics.fmean(logs)) / (statistics.pstdev(logs) + SLACK))
+    logs = {c: [math.log(m["scores"]["BD001/mask"][c][0]) for m in CLEAN] for c in "01"}
+
+    def deviations(own: Sequence[float], left: int | None = None) -> list[float]:
+        """Of two classes' logs from the clean models', one of which may be left out; the variance is pulled towards
+        both classes' own."""
+        others = [[v for k, v in enumerate(logs[c]) if k != left] for c in "01"]
+        n, family = len(others[0]), statistics.fmean(statistics.pvariance(values) for values in others)
+        spread = [((n * statistics.pvariance(v) + 10 * family) / (n + 10)) ** 0.5 + SLACK for v in others]
+        return [(x - statistics.fmean(v)) / s for x, v, s in zip(own, others, spread, strict=True)]
+
+    largest = [max(deviations((logs["0"][k], logs["1"][k]), left=k)) for k in range(5)]
+    for c, z in zip("01", deviations((math.log(1.2), math.log(1.1))), strict=True):
+        expected = (z - statistics.fmean(largest)) / (statistics.stdev(largest) + SLACK)
+        assert row[c][0] == pytest.approx(expected), "in deviations of the clean models' largest"
     assert row["0"][0] < 0 < row["1"][0]
     assert detection_table(cells, Statistic("BD001"))[0]["auc"] == pytest.approx(0.1)
     table = detection_table(cells, Statistic(BY_CLASS))
