@@ -114,7 +114,7 @@ class Calibrated:
                 score=score,
                 message=(
                     f"the features move to this class {score:.2f} times as easily as ordinary classes explain, "
-                    f"{ratio:.2f} times as easily as to the median class"
+                    f"from class {source} {float(easier[row, source]):.2f} times as easily as in the median pair"
                 ),
                 detector="calibrated",
                 family=shift.name,
