@@ -42,7 +42,7 @@ from audit_cli.repairs.output import (
 )
 from audit_cli.repairs.relearning import Relearned, Relearning
 from audit_cli.repairs.trajectory import Trajectory
-from audit_cli.repairs.unlearning import Unlearning
+from audit_cli.repairs.unlearning import Survey, Unlearning
 from audit_cli.repairs.watch import WatchedRepair
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.json import render
@@ -152,10 +152,15 @@ def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
 def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     """Attempts in order, the last one being the first that passes, where one does."""
     attempts: list[Attempt] = []
+    surveyed: Survey | None = None
     for k, rung in enumerate(ladder, start=1):
         context = replace(case.context, seed=case.context.seed + 1_000 * k)
         curve = Trajectory(case.subject.classifier, case.holdout, context)
-        tuned = told(rung.repair, case.convicting)(case.subject.classifier, case.fit, context, curve)
+        repair = told(rung.repair, case.convicting)
+        if isinstance(repair, Unlearning):
+            surveyed = surveyed or repair.survey(case.subject.classifier, case.fit, context)
+            repair = replace(repair, surveyed=surveyed)
+        tuned = repair(case.subject.classifier, case.fit, context, curve)
         attempts.append(examine(case, rung.name, tuned, curve, replace(context, seed=context.seed + 500)))
         if attempts[-1].passes:
             break

@@ -2,9 +2,9 @@
 
 For every target class, and from one class after the other, the smallest shift of the latents is sought that sends that
 class's images to the target: one vector v, the same for all of these images, in standard deviations of the latents over
-clean images.
+clean images. Only images the model is right on count: of those it takes for the target anyway, nothing is learnt.
 
-    size(s → t) = min ‖v‖  so that  head(relu(z + σ · v)) says t  on images of s
+    size(s → t) = min ‖v‖  so that  head(relu(z + σ · v)) says t  on images of s it knows
 
 (relu only where latents are never negative). A trigger ends as a movement of the latents towards its target, whatever
 it looks like at the image and whichever images obey it, and the head of a backdoored network is easily persuaded of
@@ -67,9 +67,10 @@ class Shift:
         classes = torch.tensor(list(drawn))
         latents = _latents(suspect, trusted.images[torch.cat(list(drawn.values()))], context)
         latents = latents.view(len(classes), self.images, -1)
-        pairs = []
+        known = (suspect.head(latents).argmax(2) == classes[:, None].to(context.device)).float()  # (S, n)
+        usable, pairs = known.any(1).cpu(), []
         for row, target in enumerate(targets.tolist()):
-            others = torch.nonzero(classes != target).flatten()
+            others = torch.nonzero((classes != target) & usable).flatten()
             chosen = others[torch.randperm(len(others), generator=generator)[: self.sources].sort().values]
             pairs += [(row, int(source)) for source in chosen]
         found = torch.full((len(targets), suspect.num_classes), torch.nan)
@@ -79,16 +80,22 @@ class Shift:
         parts = max(1, FLOATS_PER_PASS // latents[0].numel())
         context.progress.stage("shifts of the features", self.steps * len(rows.split(parts)))
         smallest = [
-            self._smallest(suspect.head, latents, source.to(context.device), targets[row].to(context.device), context)
+            self._smallest(
+                suspect.head, latents, known, source.to(context.device), targets[row].to(context.device), context
+            )
             for row, source in zip(rows.split(parts), sources.split(parts), strict=True)
         ]
         found[rows, classes[sources]] = torch.cat(smallest).cpu()
         return found
 
-    def _smallest(self, head: nn.Linear, latents: Tensor, sources: Tensor, targets: Tensor, context: Context) -> Tensor:
+    def _smallest(
+        self, head: nn.Linear, latents: Tensor, known: Tensor, sources: Tensor, targets: Tensor, context: Context
+    ) -> Tensor:
         """(R,) the smallest radius for each pair of a source, an index into `latents` (S, n, D), and a target class;
-        inf where none was large enough."""
+        inf where none was large enough. known: (S, n) 1 for latents that count, 0 for others."""
         own, (n, D) = latents[sources], latents.shape[1:]
+        counts = known[sources]
+        enough = self.success * counts.sum(1)
         spread = latents.flatten(0, 1).std(0).clamp_min(1e-3)
         rectified = bool((latents >= 0).all())
         wanted = targets[:, None].expand(-1, n)
@@ -100,9 +107,9 @@ class Shift:
             leaf = shift.requires_grad_()
             moved = own + (leaf * spread)[:, None]
             logits = head(moved.clamp_min(0) if rectified else moved)  # (R, n, K)
-            loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(-1, n).mean(1)
-            gradient = F.normalize(torch.autograd.grad(loss.sum(), leaf)[0], dim=1)
-            follows = (logits.argmax(2) == wanted).float().mean(1) >= self.success
+            loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(-1, n)
+            gradient = F.normalize(torch.autograd.grad((counts * loss).sum(), leaf)[0], dim=1)
+            follows = (counts * (logits.argmax(2) == wanted)).sum(1) >= enough
             if step >= self.first:
                 factor = torch.where(follows != followed, 1 + (factor - 1) * 0.75, 1 + (factor - 1) * 1.02)
                 factor = factor.clamp(1.004, 1.12)

@@ -45,9 +45,11 @@ def fed(classifier: Classifier, cut: str, value: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def half_way(classifier: Classifier, images: Tensor) -> str | None:
-    """The first cut with half of the network's convolutions and linear layers before it; None when there is no cut."""
-    return next(cuts(classifier, images, after=0.5), None)
+def within(classifier: Classifier, images: Tensor) -> tuple[str, ...]:
+    """Where to teach: the first cut with half of the network's convolutions and linear layers before it, and the last
+    cut, behind which there is little but the head. One, where they are the same; none, where there is no cut."""
+    found = list(cuts(classifier, images, after=0.5))
+    return tuple(dict.fromkeys([*found[:1], *found[-1:]]))
 
 
 @torch.no_grad()

@@ -4,12 +4,12 @@ After Wang et al.: Neural Cleanse, 2019, https://doi.org/10.1109/SP.2019.00031 (
 An inverted trigger is an approximation of the true one, so one round teaches the model to ignore the approximation
 only. Inverting the half-repaired model again gives the part of the backdoor that is left; all triggers found so far
 stay in the lesson. What no inversion finds is taught inside the network (inside.py): half-way through it the
-approximation and the true trigger are alike.
+approximation and the true trigger are alike, and at its end the head learns to believe neither.
 
     triggers ← smallest triggers of the suspicious classes
     repeat: triggers += smallest triggers that are left in those classes, from several starts
             minimise  q · KL(f(x; pivot) ‖ f(x ⊕ T; θ)) + (1 − q) · KL(f(x; pivot) ‖ f(x; θ))    T drawn from triggers
-            at the image in one step, inside the network in the next
+            at the image in one step, inside the network in the next, half-way or just before the head
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
@@ -31,8 +31,9 @@ distillation instead of labels; batch normalisation is frozen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,11 +48,18 @@ from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
 from audit_cli.repairs.distillation import distillation
 from audit_cli.repairs.drift import bound, layer_normalised
-from audit_cli.repairs.inside import features, fed, half_way, moved
+from audit_cli.repairs.inside import features, fed, moved, within
 from audit_cli.repairs.stamping import in_fog, mix, stamp
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.training import Fit
 from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
+
+
+class Survey(NamedTuple):
+    """What is found on the pivot before anything is taught."""
+
+    lesson: tuple[Trigger, ...]  # the suspicious triggers, most suspicious first
+    usual: Mapping[str, float]  # what the median class needs in each family
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Unlearning:
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
+    surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     rounds: int = 5  # ours
@@ -109,10 +118,11 @@ class Unlearning:
         if layer_normalised(pivot) and (self.inside or self.fog):
             return replace(self, inside=0.0, fog=0.0)(pivot, trusted, context, watch)
         anchor = pivot.clone().on(context.device).frozen()
-        lesson, usual = self._survey(anchor, trusted, context)
+        first, usual = self.surveyed or self.survey(anchor, trusted, context)
+        lesson = list(first)
         suspects = {(trigger.family, trigger.target) for trigger in lesson}
         repaired = anchor.clone()
-        cut = half_way(anchor, trusted.images.to(context.device)) if self.inside else None
+        cuts = within(anchor, trusted.images.to(context.device)) if self.inside else ()
         for turn in range(self.rounds if lesson else 0):
             fresh = replace(context, seed=context.seed + turn)
             found = self._invert(repaired.frozen(), trusted, suspects, fresh)
@@ -120,13 +130,12 @@ class Unlearning:
             if turn and not small:
                 break
             lesson += small
-            repaired = self._unlearn(repaired, anchor, lesson, cut, trusted, fresh, watch, turn)
+            repaired = self._unlearn(repaired, anchor, lesson, cuts, trusted, fresh, watch, turn)
         return repaired
 
-    def _survey(
-        self, pivot: Classifier, trusted: TrustedData, context: Context
-    ) -> tuple[list[Trigger], dict[str, float]]:
-        """The suspicious triggers of the pivot over all classes, and what its median class needs in each family."""
+    def survey(self, pivot: Classifier, trusted: TrustedData, context: Context) -> Survey:
+        """Searches all classes of `pivot` for small triggers, most of the work of a repair; `pivot` is untouched."""
+        pivot = pivot.clone().on(context.device).frozen()
         triggers: list[tuple[float, Trigger]] = []
         usual: dict[str, float] = {}
         for family in self.families:
@@ -141,7 +150,7 @@ class Unlearning:
             triggers += [(usual[family.name] / float(sizes[row]), state.trigger(row, family)) for row in rows]
         triggers.sort(key=lambda pair: (self._accuses(pair[1]), pair[0]), reverse=True)
         lesson = [t for ratio, t in triggers if self._accuses(t) or (ratio >= self.suspicious and not _listed(t))]
-        return lesson or [t for _, t in triggers if not _listed(t)][:1], usual
+        return Survey(tuple(lesson or [t for _, t in triggers if not _listed(t)][:1]), usual)
 
     def _accuses(self, trigger: Trigger) -> bool:
         return (trigger.family.name, trigger.target) in self.accused
@@ -162,14 +171,14 @@ class Unlearning:
         model: Classifier,
         anchor: Classifier,
         lesson: Sequence[Trigger],
-        cut: str | None,
+        cuts: Sequence[str],
         trusted: TrustedData,
         context: Context,
         watch: Watch,
         turn: int,
     ) -> Classifier:
         """A clone of `model`, taught to answer as the anchor does on clean images, with and without the triggers, at
-        the image and at the `cut`."""
+        the image and at the `cuts`."""
         generator = context.generator(stream=6)
 
         def at_the_image(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
@@ -190,8 +199,8 @@ class Unlearning:
 
         def loss(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
             x = mix(x, self.mixed, generator)
-            if cut is not None and float(torch.rand((), generator=generator)) < self.inside:
-                return at_the_cut(classifier, x, y, cut)
+            if cuts and float(torch.rand((), generator=generator)) < self.inside:
+                return at_the_cut(classifier, x, y, cuts[int(torch.randint(len(cuts), (), generator=generator))])
             return at_the_image(classifier, x, y)
 
         pupil = model.clone()

@@ -27,7 +27,7 @@ from audit_cli.inversion.wave import Wave
 from audit_cli.mend import Relearning, told
 from audit_cli.repairs import ladder
 from audit_cli.repairs.ladder import Rung
-from audit_cli.repairs.unlearning import Unlearning
+from audit_cli.repairs.unlearning import Survey, Unlearning
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.resources import bundled, violations
 from audit_cli.types import Context, Finding, Trigger, TrustedData
@@ -126,17 +126,27 @@ def repair(
     return call
 
 
-def test_unlearning_is_told_what_the_scan_convicted(repair: Repair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlearning_is_told_what_the_scan_convicted_and_surveys_once(
+    repair: Repair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By its score of 9 for class 3; what an Unlearning of one's own already accuses is replaced."""
     seen: list[Unlearning] = []
+    surveys: list[Survey] = []
 
     def called(self: Unlearning, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch) -> Classifier:
         seen.append(self)
-        return Marking()(pivot, trusted, context, watch)
+        return Marking(mark=0.0 if self.steps == 7 else MARK)(pivot, trusted, context, watch)
+
+    def survey(self: Unlearning, pivot: Classifier, trusted: TrustedData, context: Context) -> Survey:
+        surveys.append(Survey((), {"mask": 1.0}))
+        return surveys[-1]
 
     monkeypatch.setattr(Unlearning, "__call__", called)
-    assert repair(rungs=(Rung("unlearning", Unlearning(steps=7)),)).code == 0
-    assert [(u.steps, u.accused) for u in seen] == [(7, frozenset({("mask", 3)}))]
+    monkeypatch.setattr(Unlearning, "survey", survey)
+    assert repair(rungs=(Rung("idle", Unlearning(steps=7)), Rung("unlearning", Unlearning(steps=8)))).code == 0
+    assert [(u.steps, u.accused) for u in seen] == [(7, frozenset({("mask", 3)})), (8, frozenset({("mask", 3)}))]
+    assert len(surveys) == 1
+    assert [u.surveyed for u in seen] == [surveys[0], surveys[0]]
 
 
 def test_what_convicts_without_a_trigger_accuses_its_class_in_every_family_of_descent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,17 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Classifier:
     return Classifier(Linear(weight, bias), "fc", arch="linear").frozen()
 
 
+def answers(classes: int = 5, images: int = 60) -> tuple[Classifier, TrustedData]:
+    """A network of random weights that says every class, and noise labelled with what it says."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(images, 3, 2, 2, generator=generator)
+    weight = torch.randn(classes, D, generator=generator)
+    suspect = linear(weight, -weight.sum(1) / 2)
+    labels = suspect(noise).argmax(1)
+    assert set(labels.tolist()) == set(range(classes))
+    return suspect, TrustedData(noise, labels, tuple(f"k{c}" for c in range(classes)), "0" * 64, "noise")
+
+
 @pytest.mark.parametrize("push", [0.5, 2.0])
 def test_the_size_is_the_one_of_the_closed_form(push: float) -> None:
     """The logits must gain m = (w_a − w_b) · z_a + b_a − b_b, and σ · v gains at most ‖σ (w_b − w_a)‖ ‖v‖."""
@@ -44,28 +56,53 @@ def test_the_size_is_the_one_of_the_closed_form(push: float) -> None:
 
 
 def test_some_targets_alone_get_the_same_sizes() -> None:
-    data, suspect = noise_data(), small().frozen()
+    suspect, data = answers()
     whole = Shift().sizes(suspect, data, torch.arange(5), Context())
     found = Shift().sizes(suspect, data, torch.tensor([1, 4]), Context())
     torch.testing.assert_close(found, whole[[1, 4]], equal_nan=True)
 
 
 def test_small_passes_equal_one_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, suspect = noise_data(), small().frozen()
+    suspect, data = answers()
     whole = Shift().sizes(suspect, data, torch.arange(5), Context())
     monkeypatch.setattr("audit_cli.detectors.shift.FLOATS_PER_PASS", 1)
     torch.testing.assert_close(Shift().sizes(suspect, data, torch.arange(5), Context()), whole, equal_nan=True)
 
 
 def test_nobody_comes_from_a_class_without_images() -> None:
-    data = noise_data().take(torch.arange(0, 40, 5))
-    assert set(data.labels.tolist()) == {0}
-    found = Shift().sizes(small().frozen(), data, torch.arange(5), Context())
+    suspect, data = answers()
+    data = data.take(torch.nonzero(data.labels == 0).flatten())
+    found = Shift().sizes(suspect, data, torch.arange(5), Context())
     assert found.isnan().tolist() == [[True] * 5] + [[False] + [True] * 4] * 4
 
 
+def test_nobody_comes_from_a_class_that_is_never_recognised() -> None:
+    suspect, data = answers()
+    as_one = torch.where(data.labels == 4, 0, data.labels)
+    strangers = replace(data, images=data.images[data.labels == 4][:1].repeat(5, 1, 1, 1), labels=torch.full((5,), 3))
+    mixed = replace(
+        data,
+        images=torch.cat([data.images[data.labels != 3], strangers.images]),
+        labels=torch.cat([as_one[data.labels != 3], strangers.labels]),
+    )
+    found = Shift().sizes(suspect, mixed, torch.arange(5), Context())
+    assert found[0].isnan().tolist() == [True, False, False, True, True]  # 3: all wrong, 4: no images
+
+
+def test_images_the_model_gets_wrong_do_not_count() -> None:
+    """Were they counted, a class mistaken for the target would seem to lie next to it."""
+    data = two_points(0.4, per_class=40)
+    suspect = linear(torch.stack([-torch.ones(D), torch.ones(D)]), torch.tensor([0.0, -2 * D * 0.4]))
+    wrong = (data.labels == 0) & (torch.arange(len(data)) % 20 != 0)  # 38 of 40 images of a are b's
+    confused = replace(data, images=torch.where(wrong[:, None, None, None], data.images[1], data.images))
+    alone = Shift().sizes(suspect, data, torch.tensor([1]), Context())
+    found = Shift().sizes(suspect, confused, torch.tensor([1]), Context())
+    assert float(alone[0, 0]) * 0.9 < float(found[0, 0]) < float(alone[0, 0]) * 3  # the spread shrinks, too
+
+
 def test_with_many_classes_a_target_has_few_sources() -> None:
-    found = Shift(sources=2).sizes(small().frozen(), noise_data(), torch.tensor([3, 0]), Context())
+    suspect, data = answers()
+    found = Shift(sources=2).sizes(suspect, data, torch.tensor([3, 0]), Context())
     assert found.isfinite().sum(1).tolist() == [2, 2]
     assert bool(found[0, 3].isnan())
     assert bool(found[1, 0].isnan())
@@ -73,7 +110,7 @@ def test_with_many_classes_a_target_has_few_sources() -> None:
 
 def test_the_detector_reports_it_as_a_family_without_a_trigger() -> None:
     detector = Calibrated(families=(), reference=None)
-    found = [f for f in detector(small(), noise_data(), Context()) if f.rule_id == "BD001"]
+    found = [f for f in detector(*answers(), Context()) if f.rule_id == "BD001"]
     assert [f.target_class for f in found] == [0, 1, 2, 3, 4]
     assert {f.family for f in found} == {"features"}
     assert all(f.trigger is None and f.trigger_norm and f.score > 0 for f in found)
@@ -84,7 +121,7 @@ def test_the_detector_reports_it_as_a_family_without_a_trigger() -> None:
 
 def test_scores_by_source_only_where_all_sources_are_tried() -> None:
     detector = Calibrated(families=(), reference=None, shift=Shift(sources=3))
-    found = [f for f in detector(small(), noise_data(), Context()) if f.rule_id == "BD001"]
+    found = [f for f in detector(*answers(), Context()) if f.rule_id == "BD001"]
     assert len(found) == 5
     assert not any(f.by_source for f in found)
 

@@ -10,7 +10,7 @@ from toys import BASE, GAIN, Planted, noise_data, small
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.mask import Mask
 from audit_cli.metrics import asr, cda, predict
-from audit_cli.repairs.inside import features, fed, half_way, moved
+from audit_cli.repairs.inside import features, fed, moved, within
 from audit_cli.repairs.stamping import in_fog
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.types import Context, Trigger, TrustedData
@@ -57,8 +57,8 @@ def test_a_trigger_that_was_not_recovered_goes_with_the_one_that_was(inside: flo
     settings = Unlearning(
         inside=inside, stamped=0.5, fog=0.0, steps=200, lr=0.01, clip=1.0, batch=24, pad=0, flip=False
     )
-    cut = half_way(pivot, data.images) if inside else None
-    repaired = settings._unlearn(pivot, pivot, [recovered], cut, data, CPU, lambda step, classifier: None, 0)
+    cuts = within(pivot, data.images) if inside else ()
+    repaired = settings._unlearn(pivot, pivot, [recovered], cuts, data, CPU, lambda step, classifier: None, 0)
     assert cda(predict(repaired, data.images, CPU), data.labels) == 1.0
     assert success(repaired, recovered, data) <= 0.05
     assert (success(repaired, true, data) <= 0.05) is gone
@@ -71,27 +71,26 @@ class Branched(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.stem, self.branch = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
-        self.sum, self.fc = nn.Identity(), nn.Linear(4, 5)
+        self.sum, self.last, self.fc = nn.Identity(), nn.Identity(), nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = self.sum(x + self.branch(x))
-        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.fc(self.last(x.mean((2, 3))))  # type: ignore[no-any-return]
 
 
-def test_half_way_is_where_everything_passes() -> None:
+def test_lessons_begin_where_everything_passes_half_way_and_last() -> None:
     classifier = Classifier(Branched(), "fc", arch="branched").frozen()
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert half_way(classifier, images) == "module.sum"  # not the branch, which ends before it
+    assert within(classifier, images) == ("module.sum", "module.last")  # not the branch, which ends before it
     blind = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), "1", arch="linear").frozen()
-    assert half_way(blind, images) is None  # nothing but the head
+    assert within(blind, images) == ()  # nothing but the head
 
 
 def test_a_fed_network_answers_to_what_it_is_fed() -> None:
     classifier, data = small().eval(), noise_data()
     first, second = data.images[:3], data.images[3:6]
-    cut = half_way(classifier, first)
-    assert cut is not None
+    cut = within(classifier, first)[0]
     value, logits = features(classifier, cut, first)
     torch.testing.assert_close(logits, classifier(first))
     with fed(classifier, cut, value):
