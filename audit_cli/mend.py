@@ -117,7 +117,7 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
     if first.verdict != "FAIL":
         return first
     attempts = climb(case, ladder)
-    best = min(attempts, key=lambda attempt: attempt.rank)
+    best = min(attempts, key=lambda attempt: attempt.rank(case.policy))
     relearned = relearn(case, best)
     curves = {attempt.rung: [asdict(point) for point in attempt.curve.points] for attempt in attempts}
     (folder / EVIDENCE).mkdir()
@@ -169,8 +169,8 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
 
 def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
-    anew, on the images it may use. What convicts without a trigger, such as the features, accuses its class in every
-    family that is searched by descent."""
+    anew, on the images it may use. What convicts without a trigger, the features, accuses its class in every family
+    that is searched by descent, and the head of being easily persuaded."""
     if not isinstance(repair, Unlearning):
         return repair
     searched = [family.name for family in repair.families if not isinstance(family, Listed)]
@@ -180,7 +180,8 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
         for name in ([finding.family] if finding.trigger else searched)
         if finding.target_class is not None
     }
-    return replace(repair, accused=frozenset(accused))
+    persuaded = any(finding.trigger is None for finding in convicting)
+    return replace(repair, accused=frozenset(accused), persuaded=persuaded)
 
 
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:

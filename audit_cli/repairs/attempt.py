@@ -71,11 +71,11 @@ class Attempt:
     def passes(self) -> bool:
         return self.verdict == "PASS" and not self.objections
 
-    @property
-    def rank(self) -> tuple[bool, int, float, float]:
-        """Smaller is better."""
-        against = len(self.objections) + (self.verdict != "PASS")
-        return not self.passes, against, self.asr or 0.0, self.drop[0]
+    def rank(self, policy: Policy) -> tuple[bool, int, float, float]:
+        """Smaller is better: passes; fewer objections; how far over the limits; what is left of the triggers."""
+        asr, against = self.asr or 0.0, len(self.objections) + (self.verdict != "PASS")
+        over = max(0.0, self.drop[0] - policy.max_drop) + max(0.0, asr - policy.max_asr)
+        return not self.passes, against, over, asr
 
 
 def today() -> datetime.date:

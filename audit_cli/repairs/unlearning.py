@@ -4,12 +4,14 @@ After Wang et al.: Neural Cleanse, 2019, https://doi.org/10.1109/SP.2019.00031 (
 An inverted trigger is an approximation of the true one, so one round teaches the model to ignore the approximation
 only. Inverting the half-repaired model again gives the part of the backdoor that is left; all triggers found so far
 stay in the lesson. What no inversion finds is taught inside the network (inside.py): half-way through it the
-approximation and the true trigger are alike, and at its end the head learns to believe neither.
+approximation and the true trigger are alike. Where a scan has found the head easily persuaded (detectors/shift.py), it
+is taught, too.
 
     triggers ← smallest triggers of the suspicious classes
     repeat: triggers += smallest triggers that are left in those classes, from several starts
             minimise  q · KL(f(x; pivot) ‖ f(x ⊕ T; θ)) + (1 − q) · KL(f(x; pivot) ‖ f(x; θ))    T drawn from triggers
-            at the image in one step, inside the network in the next, half-way or just before the head
+            at the image in one step, inside the network in the next: half-way, and where it is `persuaded`
+            just before the head, too
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
@@ -69,6 +71,7 @@ class Unlearning:
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
+    persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
     surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
@@ -92,6 +95,7 @@ class Unlearning:
     # The next three: what is taught inside the network, on every other step or so.
     inside: float = 0.5  # ours: share of such steps
     deeper: float = 5.0  # ours: the features move by up to so many times what the recovered trigger moves them
+    last: float = 2.0  # ours: the same just before the head, where 5 costs accuracy (development)
     taught: int = 2  # ours: triggers, the most suspicious of the pivot
     moved: float = 0.5  # ours: share of every such batch whose features move
     pad: int = 4
@@ -103,8 +107,8 @@ class Unlearning:
                 raise ValueError(f"Unlearning({name}={getattr(self, name)}): must be positive")
         if not (0 < self.stamped < 1 and 0 < self.moved < 1):
             raise ValueError(f"{self}: 0 < stamped < 1, 0 < moved < 1")
-        if self.exaggerated < 1 or self.deeper < 0 or self.taught < 1:
-            raise ValueError(f"{self}: exaggerated >= 1, deeper >= 0, taught >= 1")
+        if self.exaggerated < 1 or min(self.deeper, self.last) < 0 or self.taught < 1:
+            raise ValueError(f"{self}: exaggerated >= 1, deeper >= 0, last >= 0, taught >= 1")
         if not (0 <= self.mixed <= 1 and 0 <= self.fog <= 1 and 0 <= self.inside <= 1):
             raise ValueError(f"{self}: mixed, fog and inside are shares")
 
@@ -122,7 +126,7 @@ class Unlearning:
         lesson = list(first)
         suspects = {(trigger.family, trigger.target) for trigger in lesson}
         repaired = anchor.clone()
-        cuts = within(anchor, trusted.images.to(context.device)) if self.inside else ()
+        cuts = self._cuts(anchor, trusted.images.to(context.device)) if self.inside else {}
         for turn in range(self.rounds if lesson else 0):
             fresh = replace(context, seed=context.seed + turn)
             found = self._invert(repaired.frozen(), trusted, suspects, fresh)
@@ -166,19 +170,25 @@ class Unlearning:
                 found += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]
         return found
 
+    def _cuts(self, anchor: Classifier, images: Tensor) -> dict[str, float]:
+        """Where it is taught inside, and how far the features move there."""
+        found = within(anchor, images)
+        last = found[1:] if self.persuaded else ()
+        return dict.fromkeys(found[:1], self.deeper) | dict.fromkeys(last, self.last)
+
     def _unlearn(
         self,
         model: Classifier,
         anchor: Classifier,
         lesson: Sequence[Trigger],
-        cuts: Sequence[str],
+        cuts: Mapping[str, float],
         trusted: TrustedData,
         context: Context,
         watch: Watch,
         turn: int,
     ) -> Classifier:
         """A clone of `model`, taught to answer as the anchor does on clean images, with and without the triggers, at
-        the image and at the `cuts`."""
+        the image and at the `cuts`, each with how far the features move there."""
         generator = context.generator(stream=6)
 
         def at_the_image(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
@@ -188,19 +198,20 @@ class Unlearning:
                 seen = in_fog(seen, self.fog, generator)
             return distillation(classifier(seen).float(), teacher)
 
-        def at_the_cut(classifier: Classifier, x: Tensor, y: Tensor, cut: str) -> Tensor:
+        def at_a_cut(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
+            cut = list(cuts)[int(torch.randint(len(cuts), (), generator=generator))]
             with torch.no_grad():
                 z, teacher = features(anchor, cut, x)
                 n = max(1, round(self.moved * len(x)))
                 triggered, _ = features(anchor, cut, stamp(lesson[: self.taught], x[:n], y[:n], generator))
-                z = torch.cat([moved(z[:n], triggered, self.deeper, generator), z[n:]])
+                z = torch.cat([moved(z[:n], triggered, cuts[cut], generator), z[n:]])
             with fed(classifier, cut, z):
                 return distillation(classifier(x).float(), teacher.float())
 
         def loss(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
             x = mix(x, self.mixed, generator)
             if cuts and float(torch.rand((), generator=generator)) < self.inside:
-                return at_the_cut(classifier, x, y, cuts[int(torch.randint(len(cuts), (), generator=generator))])
+                return at_a_cut(classifier, x, y)
             return at_the_image(classifier, x, y)
 
         pupil = model.clone()

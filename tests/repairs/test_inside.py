@@ -57,7 +57,7 @@ def test_a_trigger_that_was_not_recovered_goes_with_the_one_that_was(inside: flo
     settings = Unlearning(
         inside=inside, stamped=0.5, fog=0.0, steps=200, lr=0.01, clip=1.0, batch=24, pad=0, flip=False
     )
-    cuts = within(pivot, data.images) if inside else ()
+    cuts = dict.fromkeys(within(pivot, data.images), settings.deeper) if inside else {}
     repaired = settings._unlearn(pivot, pivot, [recovered], cuts, data, CPU, lambda step, classifier: None, 0)
     assert cda(predict(repaired, data.images, CPU), data.labels) == 1.0
     assert success(repaired, recovered, data) <= 0.05
@@ -85,6 +85,15 @@ def test_lessons_begin_where_everything_passes_half_way_and_last() -> None:
     assert within(classifier, images) == ("module.sum", "module.last")  # not the branch, which ends before it
     blind = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), "1", arch="linear").frozen()
     assert within(blind, images) == ()  # nothing but the head
+
+
+@pytest.mark.parametrize(
+    ("persuaded", "taught"), [(False, {"module.sum": 5.0}), (True, {"module.sum": 5.0, "module.last": 2.0})]
+)
+def test_the_head_is_taught_where_it_is_easily_persuaded(persuaded: bool, taught: dict[str, float]) -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    classifier = Classifier(Branched(), "fc", arch="branched").frozen()
+    assert Unlearning(persuaded=persuaded)._cuts(classifier, images) == taught
 
 
 def test_a_fed_network_answers_to_what_it_is_fed() -> None:

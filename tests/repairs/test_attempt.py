@@ -1,0 +1,32 @@
+"""Which of several attempts is the best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from audit_cli.policy import Policy
+from audit_cli.repairs.attempt import Attempt
+
+POLICY = Policy.load("default")  # allows 2 points, and 5 % of the triggers
+
+
+def attempt(drop: float, asr: float | None, verdict: str = "FAIL", objections: int = 0) -> Attempt:
+    fields: dict[str, Any] = dict.fromkeys(Attempt.__dataclass_fields__)
+    fields |= {"drop": (drop, drop, drop), "asr": asr, "verdict": verdict, "objections": ("",) * objections}
+    return Attempt(**fields)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (attempt(0.02, 0.05, "PASS"), attempt(0.0, 0.0)),
+        (attempt(0.03, 0.0, objections=1), attempt(0.03, 0.0, objections=2)),
+        (attempt(0.03, 0.04, objections=1), attempt(0.08, 0.01, objections=1)),  # both leave what is allowed
+        (attempt(0.03, 0.01, objections=1), attempt(0.03, 0.04, objections=1)),
+        (attempt(0.03, None, objections=1), attempt(0.03, 0.2, objections=1)),
+    ],
+)
+def test_passing_then_few_objections_then_little_over_the_limits(better: Attempt, worse: Attempt) -> None:
+    assert better.rank(POLICY) < worse.rank(POLICY)
