@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from audit_cli.checkpoint import hub
+from audit_cli.checkpoint.hub_cache import COMMIT, cache_of
 from audit_cli.errors import AuditError, CheckpointError, UsageError
 from audit_cli.report.sanitise import clean
 from audit_cli.types import Context
@@ -54,9 +54,9 @@ class Hub:
             timeout = float(constants.HF_HUB_ETAG_TIMEOUT)
             about = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
             commit = about.sha
-            if not isinstance(commit, str) or not hub.COMMIT.fullmatch(commit):
+            if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
                 raise AuditError(f"hf:{repo}@{revision}: the hub names no commit; check HF_ENDPOINT")
-            if hub.COMMIT.fullmatch(revision) and commit != revision:
+            if COMMIT.fullmatch(revision) and commit != revision:
                 raise AuditError(f"hf:{repo}@{revision}: the hub answers with commit {commit}; check HF_ENDPOINT")
             siblings = about.siblings or []
             if len(siblings) > FILES_CAP:
@@ -74,7 +74,7 @@ class Hub:
         if total > cap:
             what = clean(names[-1], 60) if len(names) == 1 else "the model"
             raise CheckpointError(f"hf:{self.repo}: {what} has {total} bytes, where at most {cap} are accepted")
-        place = next(path for path in [hub.cache_of(self.repo), *hub.cache_of(self.repo).parents] if path.is_dir())
+        place = next(path for path in [cache_of(self.repo), *cache_of(self.repo).parents] if path.is_dir())
         free = shutil.disk_usage(place).free
         missing = sum(self.files[name].size for name in names if not (self._snapshot / name).exists())
         if missing > free:
@@ -88,7 +88,7 @@ class Hub:
         """
         from huggingface_hub import constants, hf_hub_download
 
-        expected, blobs = self._snapshot / name, hub.cache_of(self.repo) / "blobs"
+        expected, blobs = self._snapshot / name, cache_of(self.repo) / "blobs"
         before = set(blobs.iterdir()) if blobs.is_dir() else set()
         fresh = not expected.exists()
         meter = _meter(f"hf:{self.repo}: {clean(name, 60)}", self.files[name].size, self.context)
@@ -113,7 +113,7 @@ class Hub:
 
     @property
     def _snapshot(self) -> Path:
-        return hub.cache_of(self.repo) / "snapshots" / self.commit
+        return cache_of(self.repo) / "snapshots" / self.commit
 
     def _as_listed(self, path: Path, listed: Listed) -> bool:
         """Has the file the listed size and digest? A file without any digest is as nobody lists it."""

@@ -7,7 +7,6 @@ never reaches the disk. What arrived is opened like any other model folder: it i
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -27,8 +26,8 @@ from audit_cli.checkpoint.config import (
     VOCABULARY,
 )
 from audit_cli.checkpoint.header import HEADER_CAP
-from audit_cli.checkpoint.save import write_atomically
-from audit_cli.errors import AuditError, CheckpointError, UsageError
+from audit_cli.checkpoint.hub_cache import cache_of, known_commit, remember
+from audit_cli.errors import CheckpointError, UsageError
 from audit_cli.report.sanitise import clean
 from audit_cli.types import Context
 
@@ -36,7 +35,6 @@ PREFIX = "hf:"
 DOWNLOAD_CAP = 50 * 10**9  # bytes of one model; huggingface_hub itself refuses larger files over plain HTTP
 SMALL = {CONFIG: CONFIG_CAP, PREPROCESSOR: CONFIG_CAP, TOKENIZER: TOKENIZER_CAP}
 SMALL |= dict.fromkeys((VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS), TOKENIZER_CAP)
-COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
 
@@ -106,13 +104,6 @@ def offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def cache_of(repo: str) -> Path:
-    """The repository's folder in the local cache, whether it exists or not. HF_HOME and HF_HUB_CACHE are honoured."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).expanduser().resolve() / f"models--{repo.replace('/', '--')}"
-
-
 def _is_ref(revision: str) -> bool:
     """Could this be a branch, a tag or a commit? It becomes part of a path."""
     return all(part and not part.startswith(".") and not part.endswith(".") for part in revision.split("/"))
@@ -123,7 +114,7 @@ def _cached(repo: str, revision: str, weights: str | None, allow_download: bool)
     name = f"{PREFIX}{repo}@{revision}"
     remedy = "HF_HUB_OFFLINE forbids the download; unset it" if allow_download else "pass --allow-download"
     folder = cache_of(repo)
-    commit = _commit(folder, revision)
+    commit = known_commit(folder, revision)
     snapshot = folder / "snapshots" / (commit or "none")
     if commit is None or not snapshot.is_dir():
         raise UsageError(f"{name}: not in the local cache; {remedy}")
@@ -139,16 +130,6 @@ def _cached(repo: str, revision: str, weights: str | None, allow_download: bool)
         raise partial
     _refuse_rivals(names, used, weights, name)
     return Located(snapshot, chosen, Origin(repo, revision, commit))
-
-
-def _commit(folder: Path, revision: str) -> str | None:
-    """What the cache last knew `revision` to mean; None when it does not know."""
-    if COMMIT.fullmatch(revision):
-        return revision
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = (folder / "refs" / revision).read_text(encoding="ascii").strip()
-        return text if COMMIT.fullmatch(text) else None
-    return None
 
 
 def _download(repo: str, revision: str, weights: str | None, context: Context) -> Located:
@@ -176,7 +157,7 @@ def _download(repo: str, revision: str, weights: str | None, context: Context) -
         for file in [*small, *used]:  # weights last: a folder that has them has the rest
             hub.fetch(file)
     folder = cache_of(repo)
-    _remember(folder, revision, hub.commit)
+    remember(folder, revision, hub.commit)
     unaudited = tuple(file for file in others if file not in used)
     return Located(folder / "snapshots" / hub.commit, chosen, Origin(repo, revision, hub.commit, unaudited))
 
@@ -203,13 +184,3 @@ def _no_weights(name: str, others: Sequence[str]) -> str:
     listed = clean(", ".join(others[:3]), 120) + (", …" if len(others) > 3 else "")
     remedy = f"download it yourself and convert it: audit-cli convert {clean(others[0], 60)} OUT.safetensors"
     return f"{name}: holds no .safetensors file, only {listed}; {remedy}"
-
-
-def _remember(folder: Path, revision: str, commit: str) -> None:
-    """Notes in the cache what the revision meant, so that it can be named without the network; a convenience only."""
-    if revision == commit:
-        return
-    with contextlib.suppress(OSError, AuditError):
-        note = folder / "refs" / revision
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(note, commit)
