@@ -28,7 +28,7 @@ from audit_cli.models import Prompts
 from audit_cli.policy import Policy
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged, with_relearning
 from audit_cli.repairs.holdout import disagreement, divide
-from audit_cli.repairs.ladder import LADDER, Rung
+from audit_cli.repairs.ladder import LADDER, PARTWAY, Rung
 from audit_cli.repairs.output import (
     README,
     VERDICT,
@@ -40,6 +40,7 @@ from audit_cli.repairs.output import (
     staged,
     write_model,
 )
+from audit_cli.repairs.partway import partway
 from audit_cli.repairs.relearning import Relearned, Relearning
 from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.repairs.unlearning import Survey, Unlearning
@@ -152,19 +153,36 @@ def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
 def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     """Attempts in order, the last one being the first that passes, where one does."""
     attempts: list[Attempt] = []
+    pivot = case.subject.classifier
     surveyed: Survey | None = None
     for k, rung in enumerate(ladder, start=1):
         context = replace(case.context, seed=case.context.seed + 1_000 * k)
-        curve = Trajectory(case.subject.classifier, case.holdout, context)
+        curve = Trajectory(pivot, case.holdout, context)
         repair = told(rung.repair, case.convicting)
         if isinstance(repair, Unlearning):
-            surveyed = surveyed or repair.survey(case.subject.classifier, case.fit, context)
+            surveyed = surveyed or repair.survey(pivot, case.fit, context)
             repair = replace(repair, surveyed=surveyed)
-        tuned = repair(case.subject.classifier, case.fit, context, curve)
-        attempts.append(examine(case, rung.name, tuned, curve, replace(context, seed=context.seed + 500)))
+        tuned = repair(pivot, case.fit, context, curve)
+        again = replace(context, seed=context.seed + 500)
+        attempts.append(examine(case, rung.name, tuned, curve, again))
+        attempts += taken_back(case, attempts[-1], tuned, again)
         if attempts[-1].passes:
             break
     return attempts
+
+
+def taken_back(case: Case, whole: Attempt, tuned: Classifier, context: Context) -> list[Attempt]:
+    """Attempts part of the way to `tuned`, as long as the last one, `whole` to begin with, costs too much accuracy."""
+    attempts = [whole]
+    for share in PARTWAY:
+        if attempts[-1].drop[0] <= case.policy.max_drop:
+            break
+        less = partway(case.subject.classifier, tuned, share)
+        context = replace(context, seed=context.seed + 1)
+        curve = Trajectory(case.subject.classifier, case.holdout, context)
+        curve(0, less)
+        attempts.append(examine(case, f"{whole.rung}, {share:.0%} of the way", less, curve, context))
+    return attempts[1:]
 
 
 def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:

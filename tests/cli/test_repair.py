@@ -26,7 +26,7 @@ from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.wave import Wave
 from audit_cli.mend import Relearning, told
 from audit_cli.repairs import ladder
-from audit_cli.repairs.ladder import Rung
+from audit_cli.repairs.ladder import PARTWAY, Rung
 from audit_cli.repairs.unlearning import Survey, Unlearning
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.resources import bundled, violations
@@ -38,8 +38,9 @@ MARK = 3.0  # a repaired model is known by this bias of its last class
 
 @dataclass
 class Stub:
-    """Suspects class 3 of every model but the marked one."""
+    """Suspects class 3 of every model but the marked one; `lenient`: of the first it sees only."""
 
+    lenient: bool = False
     before: float = 9.0
     after: float = 1.0
     seeds: list[int] = field(default_factory=list)
@@ -48,7 +49,8 @@ class Stub:
     def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
         self.seeds.append(context.seed)
         self.seen.append(len(trusted))
-        score = self.after if float(suspect.head.bias[-1].detach()) == MARK else self.before
+        marked = float(suspect.head.bias[-1].detach()) == MARK or (self.lenient and len(self.seeds) > 1)
+        score = self.after if marked else self.before
         nothing = {"mask": torch.full((1, 1, *trusted.shape[1:]), -20.0), "pattern": torch.zeros(1, *trusted.shape)}
         trigger = Trigger(Mask(), nothing, 3, 1.0)
         yield Finding("BD001", score, "a trigger", "stub", "mask", 3, "3", trigger_norm=1.0, trigger=trigger)
@@ -212,6 +214,34 @@ def test_failed_weights_are_kept_on_request(repair: Repair) -> None:
     assert [p.name for p in outcome.weights] == [MODEL.name]
     assert outcome.verdict["repair"]["cda_drop"] > 0.02
     assert run(["verify", str(outcome.out / "verdict.json"), str(outcome.out), "--quiet"]) == 1
+
+
+@dataclass(frozen=True)
+class Dimming:
+    """Takes class 0's logit away."""
+
+    def __call__(
+        self, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch = unwatched
+    ) -> Classifier:
+        repaired = pivot.clone()
+        with torch.no_grad():
+            repaired.head.weight[0] = 0
+        return repaired
+
+
+def test_a_repair_that_costs_too_much_is_taken_back_part_of_the_way(repair: Repair, detector: Stub) -> None:
+    detector.lenient = True
+    outcome = repair(rungs=(Rung("dimming", Dimming()), Rung("never", Marking(fail=ValueError()))))
+    told = outcome.verdict["repair"]
+    assert outcome.code == 0
+    share = float(told["method"].removeprefix("dimming, ").removesuffix("% of the way")) / 100
+    assert share in PARTWAY
+    assert told["cda_drop"] <= 0.02
+    old, new = load_file(MODEL)["fc.weight"][0], load_file(outcome.out / MODEL.name)["fc.weight"][0]
+    torch.testing.assert_close(new, (1 - share) * old)
+    curves = json.loads((outcome.out / "evidence" / "trade-off.json").read_text())
+    assert list(curves) == ["dimming", *[f"dimming, {s:.0%} of the way" for s in PARTWAY if s >= share]]
+    assert len(detector.seeds) == 2  # those that cost too much are not scanned
 
 
 def test_of_several_failures_the_one_that_loses_least_is_reported(repair: Repair) -> None:
