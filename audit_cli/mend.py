@@ -28,7 +28,7 @@ from audit_cli.models import Prompts
 from audit_cli.policy import Policy
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged, with_relearning
 from audit_cli.repairs.holdout import disagreement, divide
-from audit_cli.repairs.ladder import LADDER, PARTWAY, Rung
+from audit_cli.repairs.ladder import FURTHER, LADDER, SLIGHTLY, Rung
 from audit_cli.repairs.output import (
     README,
     VERDICT,
@@ -153,6 +153,7 @@ def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
 def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     """Attempts in order, the last one being the first that passes, where one does."""
     attempts: list[Attempt] = []
+    wholes: list[tuple[Attempt, Context]] = []
     pivot = case.subject.classifier
     surveyed: Survey | None = None
     for k, rung in enumerate(ladder, start=1):
@@ -164,25 +165,29 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
             repair = replace(repair, surveyed=surveyed)
         tuned = repair(pivot, case.fit, context, curve)
         again = replace(context, seed=context.seed + 500)
-        attempts.append(examine(case, rung.name, tuned, curve, again))
-        attempts += taken_back(case, attempts[-1], tuned, again)
+        wholes.append((examine(case, rung.name, tuned, curve, again), again))
+        attempts += taken_back(case, *wholes[-1], SLIGHTLY)
+        if attempts[-1].passes:
+            return attempts
+    for whole, context in wholes:
+        attempts += taken_back(case, whole, context, FURTHER)[1:]
         if attempts[-1].passes:
             break
     return attempts
 
 
-def taken_back(case: Case, whole: Attempt, tuned: Classifier, context: Context) -> list[Attempt]:
-    """Attempts part of the way to `tuned`, as long as the last one, `whole` to begin with, costs too much accuracy."""
-    attempts = [whole]
-    for share in PARTWAY:
+def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[float]) -> list[Attempt]:
+    """`whole`, and attempts part of the way to it as long as the last one costs too much accuracy."""
+    attempts, pivot = [whole], case.subject.classifier
+    for share in shares:
         if attempts[-1].drop[0] <= case.policy.max_drop:
             break
-        less = partway(case.subject.classifier, tuned, share)
-        context = replace(context, seed=context.seed + 1)
-        curve = Trajectory(case.subject.classifier, case.holdout, context)
+        less = partway(pivot, whole.classifier, share)
+        fresh = replace(context, seed=context.seed + round(100 * share))
+        curve = Trajectory(pivot, case.holdout, fresh)
         curve(0, less)
-        attempts.append(examine(case, f"{whole.rung}, {share:.0%} of the way", less, curve, context))
-    return attempts[1:]
+        attempts.append(examine(case, f"{whole.rung}, {share:.0%} of the way", less, curve, fresh))
+    return attempts
 
 
 def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:

@@ -4,9 +4,9 @@ Every rung starts from the unrepaired model, so that what was lost on one is not
 
 A repair can pass the rescan with much of the true trigger's success left, because what is left of the backdoor is no
 smaller than what ordinary classes have; the loss of accuracy is seen at once. So the first rung is as strong as most
-models bear. Where a rung costs too much accuracy it is first taken back part of the way (partway.py), which takes no
-time; then a gentle one follows: without fog, which matters for blended patterns and costs narrow networks accuracy. The
-last is for triggers that survive.
+models bear. Where a rung costs too much accuracy it is first taken back a little (partway.py), which takes no time;
+then a gentle one follows: without fog, which matters for blended patterns and costs narrow networks accuracy. The last
+is for triggers that survive. When none has passed, those that cost too much are taken back further, first come first.
 """
 
 from __future__ import annotations
@@ -31,4 +31,5 @@ LADDER: tuple[Rung, ...] = (
     Rung("thorough unlearning", Unlearning(stamped=0.5, left=0.5, rounds=8, starts=5, steps=300)),
 )
 
-PARTWAY: tuple[float, ...] = (0.85, 0.7, 0.55)  # ours: shares of the way, while a rung costs too much accuracy
+SLIGHTLY: tuple[float, ...] = (0.85,)  # ours: share of the way to a rung that costs too much accuracy
+FURTHER: tuple[float, ...] = (0.7, 0.55)  # ours: when no rung has passed

@@ -26,7 +26,7 @@ from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.wave import Wave
 from audit_cli.mend import Relearning, told
 from audit_cli.repairs import ladder
-from audit_cli.repairs.ladder import PARTWAY, Rung
+from audit_cli.repairs.ladder import FURTHER, SLIGHTLY, Rung
 from audit_cli.repairs.unlearning import Survey, Unlearning
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.resources import bundled, violations
@@ -230,17 +230,21 @@ class Dimming:
 
 
 def test_a_repair_that_costs_too_much_is_taken_back_part_of_the_way(repair: Repair, detector: Stub) -> None:
+    """A little at once, further after all rungs."""
     detector.lenient = True
-    outcome = repair(rungs=(Rung("dimming", Dimming()), Rung("never", Marking(fail=ValueError()))))
+    outcome = repair(rungs=(Rung("dimming", Dimming()), Rung("damage", Marking(damage=8.0))))
     told = outcome.verdict["repair"]
     assert outcome.code == 0
     share = float(told["method"].removeprefix("dimming, ").removesuffix("% of the way")) / 100
-    assert share in PARTWAY
+    assert share in FURTHER
     assert told["cda_drop"] <= 0.02
     old, new = load_file(MODEL)["fc.weight"][0], load_file(outcome.out / MODEL.name)["fc.weight"][0]
     torch.testing.assert_close(new, (1 - share) * old)
     curves = json.loads((outcome.out / "evidence" / "trade-off.json").read_text())
-    assert list(curves) == ["dimming", *[f"dimming, {s:.0%} of the way" for s in PARTWAY if s >= share]]
+    at_once = [
+        name for rung in ("dimming", "damage") for name in (rung, *[f"{rung}, {s:.0%} of the way" for s in SLIGHTLY])
+    ]
+    assert list(curves) == [*at_once, *[f"dimming, {s:.0%} of the way" for s in FURTHER if s >= share]]
     assert len(detector.seeds) == 2  # those that cost too much are not scanned
 
 
