@@ -27,6 +27,7 @@ from audit_cli.metrics import asr, cda, cda_drop, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged, with_relearning
+from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import disagreement, divide
 from audit_cli.repairs.ladder import FURTHER, LADDER, SLIGHTLY, Rung
 from audit_cli.repairs.output import (
@@ -155,6 +156,7 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     attempts: list[Attempt] = []
     wholes: list[tuple[Attempt, Context]] = []
     pivot = case.subject.classifier
+    at_once = () if layer_normalised(pivot) else SLIGHTLY
     surveyed: Survey | None = None
     for k, rung in enumerate(ladder, start=1):
         context = replace(case.context, seed=case.context.seed + 1_000 * k)
@@ -166,7 +168,7 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
         tuned = repair(pivot, case.fit, context, curve)
         again = replace(context, seed=context.seed + 500)
         wholes.append((examine(case, rung.name, tuned, curve, again), again))
-        attempts += taken_back(case, *wholes[-1], SLIGHTLY)
+        attempts += taken_back(case, *wholes[-1], at_once)
         if attempts[-1].passes:
             return attempts
     for whole, context in wholes:

@@ -5,7 +5,8 @@ Every rung starts from the unrepaired model, so that what was lost on one is not
 A repair can pass the rescan with much of the true trigger's success left, because what is left of the backdoor is no
 smaller than what ordinary classes have; the loss of accuracy is seen at once. So the first rung is as strong as most
 models bear. Where a rung costs too much accuracy it is first taken back a little (partway.py), which takes no time;
-then a gentle one follows: without fog, which matters for blended patterns and costs narrow networks accuracy. The last
+of transformers the backdoor comes back with that (development: vit-badnets, 15 % at 85 % of the way), so they are not.
+Then a gentle one follows: without fog, which matters for blended patterns and costs narrow networks accuracy. The last
 is for triggers that survive. When none has passed, those that cost too much are taken back further, first come first.
 """
 
