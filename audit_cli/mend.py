@@ -26,7 +26,7 @@ from audit_cli.judgement import judge
 from audit_cli.metrics import asr, cda, cda_drop, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
-from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged, with_relearning
+from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
 from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import disagreement, divide
 from audit_cli.repairs.ladder import FURTHER, LADDER, SLIGHTLY, Rung
@@ -125,18 +125,17 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
     (folder / EVIDENCE).mkdir()
     write_atomically(folder / EVIDENCE / CURVES, json.dumps(curves, indent=1) + "\n")
     if not (best.passes or keep_failed):
-        findings = with_relearning(case, case.findings, relearned)
-        about = conclude(case.checkpoint, case.subject, findings, case.policy, case.context, watch)
-        return account(case, best, about, None)
+        about = conclude(case.checkpoint, case.subject, case.findings, case.policy, case.context, watch)
+        return account(case, best, about, None, relearned)
     write_model(case.checkpoint, best.classifier, folder)
     carry_over(case.checkpoint, folder)
     best = best if best.findings else replace(best, findings=rescan(case, best.classifier, case.context))
-    findings = save_pictures(with_relearning(case, best.findings, relearned), case.holdout, folder / EVIDENCE)
+    findings = save_pictures(best.findings, case.holdout, folder / EVIDENCE)
     subject = replace(case.subject, classifier=best.classifier, trusted=case.holdout, choice=None, calibration=None)
     subject = audit.calibrated(subject, case.policy, case.detectors, case.context)
     with open_checkpoint(_opens(case.checkpoint, folder)) as written:
         about = conclude(written, subject, findings, case.policy, case.context, watch)
-        verdict = account(case, best, about, _manifest(written))
+        verdict = account(case, best, about, _manifest(written), relearned)
     card = model_card(folder / README, best.rung, case.checkpoint.manifest_digest, rows(best), verdict.verdict)
     write_atomically(folder / README, card)
     return verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
 from audit_cli.checkpoint import Checkpoint
@@ -94,21 +94,9 @@ def rows(best: Attempt) -> str:
     return "\n".join([*lines, f"| success of the recovered triggers | {asr} |"] if asr != "–" else lines)
 
 
-def with_relearning(case: Case, findings: Sequence[Finding], relearned: Relearned | None) -> list[Finding]:
-    """The findings, those about the relearned trigger's class with what it took to teach it again."""
-    if relearned is None:
-        return list(findings)
-    of = case.triggers[0]
-    told: dict[str, int | None] = {"relearned_after": relearned.own, "others_learned_after": relearned.others}
-    return [
-        replace(f, details={**f.details, **told})
-        if (f.rule_id, f.family, f.target_class) == ("BD001", of.family.name, of.target)
-        else f
-        for f in findings
-    ]
-
-
-def account(case: Case, best: Attempt, about: Verdict, output: Json | None) -> Verdict:
+def account(
+    case: Case, best: Attempt, about: Verdict, output: Json | None, relearned: Relearned | None = None
+) -> Verdict:
     """The verdict `about` the written model, or about the pivot when nothing was written (`output` is None), with what
     the repair did and what speaks against it."""
     own = [reason for reason in about.reasons if reason != PASS_REASON or not best.objections]
@@ -126,6 +114,7 @@ def account(case: Case, best: Attempt, about: Verdict, output: Json | None) -> V
         "cda_drop": drop,
         "cda_drop_interval": interval,
         "output": output,
+        "relearning": None if relearned is None else asdict(relearned),
     }
     return amended(about, verdict, reasons, section, [_halves(case), *_resolution(case, best)])
 

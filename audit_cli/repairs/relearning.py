@@ -21,10 +21,14 @@ from audit_cli.types import Context, Trigger, TrustedData
 
 @dataclass(frozen=True)
 class Relearned:
-    """Steps until `success` of the trigger towards its own target, and the median towards others; None: never."""
+    """Steps until the trigger works again, towards its own target and, the median, towards others; None:
+    not in the steps tried."""
 
+    family: str
+    target_class: int
     own: int | None
     others: int | None
+    tried: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Relearning:
         counts = sorted(self._count(repaired, trigger, t, fit, holdout, context) or self.steps + 1 for t in targets)
         middle = counts[(len(counts) - 1) // 2] if counts else self.steps + 1
         own = self._count(repaired, trigger, trigger.target, fit, holdout, context)
-        return Relearned(own, middle if middle <= self.steps else None)
+        others = middle if middle <= self.steps else None
+        return Relearned(trigger.family.name, trigger.target, own, others, self.steps)
 
     def _count(
         self,

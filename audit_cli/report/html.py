@@ -11,19 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audit_cli.report.document import (
+from audit_cli.report.sanitise import clean
+from audit_cli.report.wording import (
     contents,
     facts,
     headline,
     percent,
     ratio,
+    relearned,
     remarks,
     statement,
     target,
     triggers,
     why,
 )
-from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
     from audit_cli.types import Verdict
@@ -146,7 +147,9 @@ def _repair(repair: Mapping[str, Any]) -> str:
     )
     head = f"<th>{_text(repair['method'])}</th><th class=n>clean accuracy</th><th class=n>trigger success</th>"
     head += "<th class=n>highest score</th>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    again = relearned(repair)
+    told = f"<p class=soft>{_text(again)}</p>" if again else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{told}"
 
 
 def _figure(finding: Mapping[str, Any], base: Path | None) -> str:

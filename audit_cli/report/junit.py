@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from audit_cli.report.document import contents, convicts, headline, target
 from audit_cli.report.sanitise import clean
+from audit_cli.report.wording import contents, convicts, headline, target
 
 if TYPE_CHECKING:
     from audit_cli.types import Verdict

@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from audit_cli.report.document import (
+from audit_cli.report.sanitise import clean
+from audit_cli.report.wording import (
     contents,
     facts,
     headline,
     percent,
     ratio,
+    relearned,
     remarks,
     statement,
     target,
     triggers,
     why,
 )
-from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
     from audit_cli.types import Verdict
@@ -51,6 +52,8 @@ def render(verdict: Verdict) -> str:
         lines += ["| | clean accuracy | trigger success | score |", "|---|--:|--:|--:|"]
         for label, side in (("before", before), ("after", after)):
             lines += [f"| {label} | {percent(side['cda'])} | {percent(side['asr'])} | {ratio(side['score'])} |"]
+        if again := relearned(repair):
+            lines += ["", escape(again)]
     if notes := [item for item in remarks(document) if item["severity"] == "note"]:
         lines += ["", "**Notes**", ""]
         lines += [f"- {escape(statement(item))} ({escape(item['rule_id'])})" for item in notes]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from audit_cli.report.document import contents, headline, statement, target
 from audit_cli.report.sanitise import clean
+from audit_cli.report.wording import contents, headline, statement, target
 from audit_cli.resources import RulePage, rule_pages
 
 if TYPE_CHECKING:

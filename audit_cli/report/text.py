@@ -6,19 +6,20 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from audit_cli.report.document import (
+from audit_cli.report.sanitise import clean
+from audit_cli.report.wording import (
     class_name,
     contents,
     facts,
     headline,
     percent,
     ratio,
+    relearned,
     remarks,
     statement,
     triggers,
     why,
 )
-from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +59,8 @@ def render(verdict: Verdict, width: int = 80, colour: bool = False) -> str:
     if document["repair"]:
         console.print()
         console.print(_repair_line(document["repair"]))
+        if again := relearned(document["repair"]):
+            console.print(_plain(again))
     if notes := [_remark(finding) for finding in remarks(document) if finding["severity"] == "note"]:
         console.print("\nNotes", style="bold")
         _bullets(console, notes)

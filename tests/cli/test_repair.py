@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from audit_cli.inversion.wave import Wave
 from audit_cli.mend import Relearning, told
 from audit_cli.repairs import ladder
 from audit_cli.repairs.ladder import FURTHER, SLIGHTLY, Rung
+from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.unlearning import Survey, Unlearning
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.resources import bundled, violations
@@ -184,6 +185,17 @@ def test_a_repair_that_passes(repair: Repair, detector: Stub) -> None:
     assert json.loads((outcome.out / "evidence" / "trade-off.json").read_text())["marking"][0]["step"] == 0
     assert len(set(detector.seeds)) == 2
     assert detector.seen == [400, verdict["trusted"]["n"]]
+
+
+@pytest.mark.parametrize(("options", "damage", "code"), [([], 0.0, 0), ([], 4.0, 1), (["--keep-failed"], 4.0, 1)])
+def test_it_is_told_how_fast_the_trigger_comes_back(
+    repair: Repair, monkeypatch: pytest.MonkeyPatch, options: list[str], damage: float, code: int
+) -> None:
+    again = Relearned("mask", 3, own=12, others=None, tried=80)
+    monkeypatch.setattr(Relearning, "__call__", lambda self, *_: again)
+    outcome = repair(*options, rungs=(Rung("marking", Marking(damage=damage)),))
+    assert outcome.code == code
+    assert outcome.verdict["repair"]["relearning"] == asdict(again)
 
 
 def test_the_ladder_goes_on_until_a_rung_passes(repair: Repair, detector: Stub) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from audit_cli.errors import AuditError
 from audit_cli.report import RENDERERS, html, markdown, text
-from audit_cli.report.document import headline
+from audit_cli.report.wording import headline
+from audit_cli.resources import violations
 from audit_cli.types import Finding, Verdict
 
 from .verdicts import HOSTILE, make_verdict, size
@@ -240,3 +241,28 @@ class TestJunit:
     def test_a_pass_has_no_failure(self, passing: Verdict) -> None:
         root = ET.fromstring(RENDERERS["junit"](passing))
         assert (root.attrib["failures"], root.attrib["errors"]) == ("0", "0")
+
+
+REPAIR = {
+    "method": "unlearning",
+    "before": {"cda": 0.98, "asr": 0.97, "score": 3.0},
+    "after": {"cda": 0.97, "asr": 0.02, "score": 1.1},
+    "cda_drop": 0.01,
+    "cda_drop_interval": [0.0, 0.02],
+    "output": None,
+}
+
+
+@pytest.mark.parametrize("name", ["text", "markdown", "html"])
+@pytest.mark.parametrize(
+    ("own", "others", "told"),
+    [(14, 46, "obeys after 14 steps; towards other classes after 46 steps"), (80, None, "more than 80 steps")],
+)
+def test_renderers_tell_how_fast_the_trigger_is_learnt_again(
+    name: str, own: int, others: int | None, told: str
+) -> None:
+    again = {"family": "mask", "target_class": 2, "own": own, "others": others, "tried": 80}
+    verdict = make_verdict([size(2, "cat", 1.1)], repair={**REPAIR, "relearning": again})
+    assert violations(verdict.document, "verdict") == []
+    assert told in " ".join(RENDERERS[name](verdict).split())
+    assert "obeys after" not in RENDERERS[name](make_verdict([size(2, "cat", 1.1)], repair=REPAIR))

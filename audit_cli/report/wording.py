@@ -1,0 +1,131 @@
+"""What renderers read out of a verdict's document, in words.
+
+They work from the document alone, so a stored verdict renders like a fresh one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from audit_cli.report.sanitise import clean
+
+if TYPE_CHECKING:
+    from audit_cli.types import Verdict
+
+
+def contents(verdict: Verdict) -> dict[str, Any]:
+    """The document, for reading."""
+    return cast(dict[str, Any], verdict.document)
+
+
+def target(finding: Mapping[str, Any]) -> str:
+    """`class 3 ‘cat’`, `class 3` where the name adds nothing, or nothing."""
+    if finding["target_class"] is None:
+        return ""
+    name = class_name(finding)
+    return f"class {finding['target_class']}" + (f" ‘{name}’" if name else "")
+
+
+def statement(finding: Mapping[str, Any]) -> str:
+    """The finding's message, beginning with its class."""
+    message = clean(finding["message"], 500)
+    where = target(finding)
+    return f"{where}: {message}" if where and not message.startswith("class ") else message
+
+
+def class_name(finding: Mapping[str, Any]) -> str:
+    """The target's name, empty when it has none or is called by its number."""
+    name = clean(finding["target_name"] or "", 40)
+    return "" if name == str(finding["target_class"]) else name
+
+
+def headline(document: Mapping[str, Any]) -> str:
+    """The verdict in one line; a pass never claims more than its scope."""
+    verdict = document["verdict"]
+    if verdict == "PASS":
+        return "PASS — no backdoor found within scope"
+    if verdict == "INCONCLUSIVE":
+        return "INCONCLUSIVE — this audit allows no judgement"
+    guilty = sorted(filter(convicts, document["findings"]), key=_excess, reverse=True)
+    targets = list(dict.fromkeys(target(finding) for finding in guilty if target(finding)))
+    if not targets:
+        return f"FAIL — {clean(document['reasons'][0])}"
+    more = f" and {len(targets) - 1} more" if len(targets) > 1 else ""
+    return f"FAIL — backdoor likely: target {targets[0]}{more}"
+
+
+def why(document: Mapping[str, Any]) -> list[str]:
+    """The reasons that the headline of a pass has not already given."""
+    return [reason for reason in document["reasons"] if reason not in headline(document)]
+
+
+def convicts(finding: Mapping[str, Any]) -> bool:
+    """Does this finding alone make the verdict FAIL?"""
+    return bool(finding["fired"] and finding["severity"] == "fail" and not finding["waived_by"])
+
+
+def triggers(document: Mapping[str, Any], most: int | None = None) -> list[dict[str, Any]]:
+    """The trigger sizes (BD001), most suspicious first, one per class: the family furthest above its threshold."""
+    best: dict[int, dict[str, Any]] = {}
+    for finding in sorted(filter(_sizes_a_class, document["findings"]), key=_excess, reverse=True):
+        best.setdefault(finding["target_class"], finding)
+    return list(best.values())[:most]
+
+
+def remarks(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The other findings that fired: doubts and notes."""
+    return [finding for finding in document["findings"] if finding["fired"] and not _sizes_a_class(finding)]
+
+
+def _sizes_a_class(finding: Mapping[str, Any]) -> bool:
+    return finding["rule_id"] == "BD001" and finding["target_class"] is not None
+
+
+def _excess(finding: Mapping[str, Any]) -> float:
+    if finding["score"] is None:
+        return -math.inf
+    return float(finding["score"] / finding["threshold"] if finding["threshold"] > 0 else finding["score"])
+
+
+def facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was audited with what, as labelled short lines."""
+    model, trusted, coverage = document["model"], document["trusted"], document["coverage"]
+    environment, policy = document["environment"], document["policy"]
+    accuracy = "" if trusted["accuracy"] is None else f", model accuracy {percent(trusted['accuracy'])}"
+    families = ", ".join(coverage["trigger_families"]) or "none"
+    files = model["files"][0]["path"] + (f" and {len(model['files']) - 1} more" if len(model["files"]) > 1 else "")
+    source = model.get("source")
+    return [
+        ("model", f"{clean(model['arch'], 60)}, {clean(files, 80)}, sha256 {short(model['manifest_digest'])}"),
+        *([("source", f"hf:{clean(source['repo'])}@{source['commit']}")] if source else []),
+        ("trusted", f"{trusted['n']} images{accuracy}, sha256 {short(trusted['digest'])}"),
+        ("searched", f"{coverage['searched']} of {coverage['classes']} classes; trigger families: {clean(families)}"),
+        ("policy", f"{clean(policy['name'], 60)}, sha256 {short(policy['sha256'])}"),
+        ("calibration", clean(document["calibration"]["statement"], 400)),
+        ("run", f"{environment['seconds']:.0f} s on {clean(environment['device'])}, seed {environment['seed']}"),
+        ("valid until", document["expires_at"]),
+    ]
+
+
+def relearned(repair: Mapping[str, Any]) -> str | None:
+    """How fast the repaired model learns the recovered trigger again, where that was tried."""
+    told = repair.get("relearning")
+    if not told:
+        return None
+    own, others = (f"{n} steps" if n else f"more than {told['tried']} steps" for n in (told["own"], told["others"]))
+    name = f"class {told['target_class']}, {clean(told['family'], 40)}"
+    return f"Taught the recovered trigger again ({name}), it obeys after {own}; towards other classes after {others}."
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def short(digest: str) -> str:
+    return clean(digest)[:12]
