@@ -66,26 +66,39 @@ class Listing:
     ) -> State:
         """The smallest trigger of the list for each of `classes` (K,) and `more` others, those the list reaches best.
         The suspect must be frozen and on the context's device."""
+        state = self.several(suspect, family, trusted, search, context, classes, self.finalists, more)
+        sizes = state.best_size.view(len(state.classes.unique()), -1)
+        best = sizes.argmin(1) + torch.arange(len(sizes), device=sizes.device) * sizes.shape[1]
+        return state.take(best)
+
+    def several(
+        self,
+        suspect: Classifier,
+        family: Listed,
+        trusted: TrustedData,
+        search: Search,
+        context: Context,
+        classes: Tensor,
+        each: int,
+        more: int = 0,
+    ) -> State:
+        """As `run`, but `each` triggers for every class, those that reach it best, or all when the list is shorter."""
         generator = context.generator(stream=11)
         few, several = (draw(trusted, count, generator) for count in (self.images, self.later))
         listed = {name: value.to(context.device) for name, value in family.listed(trusted.images).items()}
-        total = len(classes) + more
-        rows = self.halvings * self.finalists * total
-        context.progress.stage(f"{family.name} triggers", len(family.size(listed)) + rows)
+        tried, total = len(family.size(listed)), len(classes) + more
+        each = min(each, tried)
+        context.progress.stage(f"{family.name} triggers", tried + self.halvings * each * total)
         rates, hopes = success_of(suspect, family, listed, few, context)  # (L, all classes)
         order = rates.amax(0).argsort(descending=True, stable=True)
         classes = torch.cat([classes.to(order), order[~torch.isin(order, classes.to(order))][:more]]).sort().values
-        finalists = best_of(rates[:, classes], hopes[:, classes])[: self.finalists].T  # (K, finalists)
-        targets = classes.repeat_interleave(finalists.shape[1])
+        finalists = best_of(rates[:, classes], hopes[:, classes])[:each].T  # (K, each)
+        targets = classes.repeat_interleave(each)
         parameters = {name: value[finalists.flatten()] for name, value in listed.items()}
         sizes = self._shrink(suspect, family, parameters, targets, several, search.matched(family), context)
-        best_size, place = sizes.view(finalists.shape).min(1)
-        chosen = place + torch.arange(len(classes), device=place.device) * finalists.shape[1]
-        best = {name: value[chosen] for name, value in parameters.items()}
-        tried = torch.where(best_size.isfinite(), best_size, family.ceiling(trusted.shape))
-        best = family.scaled(best, tried)
-        state = search.start(family, classes, trusted.shape, context)
-        return replace(state, parameters=best, best=best, best_size=best_size)
+        best = family.scaled(parameters, torch.where(sizes.isfinite(), sizes, family.ceiling(trusted.shape)))
+        state = search.start(family, targets, trusted.shape, context)
+        return replace(state, parameters=best, best=best, best_size=sizes)
 
     def _shrink(
         self,

@@ -112,12 +112,13 @@ class Race:
         trusted: TrustedData,
         search: Search,
         context: Context,
+        listed: int = 1,
     ) -> State:
-        """A plain search to the end for `classes` alone, from `starts` random triggers each; a family that is tried one
-        by one has no starts."""
+        """A plain search to the end for `classes` alone, from `starts` random triggers each; of a family that is tried
+        one by one, the `listed` best."""
         targets = torch.tensor(classes)
         if isinstance(family, Listed):
-            return self.listing.run(suspect, family, trusted, search, context, targets)
+            return self.listing.several(suspect, family, trusted, search, context, targets, listed)
         state = search.start(family, targets.repeat(starts), trusted.shape, context)
         context.progress.stage(f"{family.name} triggers left", self.steps)
         return search.run(suspect, family, state, trusted, self.steps, context)

@@ -77,6 +77,7 @@ class Unlearning:
     race: Race = field(default_factory=Race)
     rounds: int = 5  # ours
     starts: int = 3  # ours: triggers a suspicious class, family and round
+    listed: int = 8  # ours: the same in a family tried one by one, where the true trigger's neighbours work, too
     suspicious: float = 1.5  # ours: ratio to the median class from which a class is taught
     left: float = 0.7  # ours: goes on while a suspicious class has a trigger so much smaller than the median class
     steps: int = 150  # ours: a round
@@ -102,7 +103,7 @@ class Unlearning:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "starts", "steps", "lr", "adam_lr", "longer", "drift", "batch"):
+        for name in ("rounds", "starts", "listed", "steps", "lr", "adam_lr", "longer", "drift", "batch"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Unlearning({name}={getattr(self, name)}): must be positive")
         if not (0 < self.stamped < 1 and 0 < self.moved < 1):
@@ -166,7 +167,7 @@ class Unlearning:
         found = []
         for family in self.families:
             if classes := sorted({target for other, target in suspects if other == family}):
-                state = self.race.again(model, family, classes, self.starts, trusted, self.search, context)
+                state = self.race.again(model, family, classes, self.starts, trusted, self.search, context, self.listed)
                 found += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]
         return found
 

@@ -102,6 +102,15 @@ class TestListing:
         assert state.reached.tolist() == [True, False]
         assert state.trigger(1, Wave()).size == Wave().largest
 
+    def test_several_are_all_that_work(self) -> None:
+        """A class that listens to a chord is reached by each of its notes, when twice as loud."""
+        classifier = listener({2: (pattern(0, 5) + pattern(3, 2), 10.0), 1: (pattern(2, 3), 100.0)}, 3)
+        state = Listing().several(classifier, Wave(), grey(3), Search(), Context(), torch.tensor([2]), each=3)
+        assert state.classes.tolist() == [2, 2, 2]
+        triggers = [state.trigger(row, Wave()) for row in state.reached.nonzero().flatten().tolist()]
+        assert {tuple(t.parameters["wave"][0, :2].tolist()) for t in triggers} == {(0, 5), (3, 2)}
+        assert [t.size for t in triggers] == pytest.approx([20, 20], rel=0.1)
+
     def test_success_is_of_the_other_classes_images(self) -> None:
         """Half of the images are of class 1; only the other half can be sent there."""
         classifier, family = listener({1: (pattern(0, 5), 20.0)}, 2), Wave()

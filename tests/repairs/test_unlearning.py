@@ -79,7 +79,9 @@ def test_a_wave_is_taught_and_looked_for_again() -> None:
     assert lesson[0].target == 1
     assert set(usual) == {"wave"}
     again = settings._invert(pivot, data, {(lesson[0].family, 1)}, CPU)
-    assert [(t.target, t.size) for t in again] == [(1, lesson[0].size)]
+    assert {t.target for t in again} == {1}
+    assert 1 < len(again) <= settings.listed
+    assert lesson[0].size in [t.size for t in again]
 
 
 def test_a_model_without_a_working_trigger_is_left_alone() -> None:
