@@ -118,6 +118,14 @@ def test_how_a_network_is_tuned_depends_on_its_normalisation() -> None:
     assert settings._fit(normalised(), (3, 224, 224)).pad == settings.pad
 
 
+def test_a_layer_normalised_network_is_taught_at_the_image_alone_and_more_often() -> None:
+    network = Classifier(nn.Sequential(nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 2)), "2", arch="toy")
+    suited = Unlearning().suited(network)
+    assert (suited.inside, suited.fog, suited.stamped) == (0.0, 0.0, suited.often)
+    assert Unlearning(stamped=0.5).suited(network).stamped == 0.5
+    assert Unlearning().suited(small()) == Unlearning()
+
+
 def test_a_layer_normalised_network_stays_near_its_pivot() -> None:
     pivot = normalised()
     data = TrustedData(
