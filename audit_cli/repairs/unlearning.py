@@ -23,8 +23,8 @@ does, and no recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
-and are left out, and more of every batch carries a trigger. Of CLIP the image tower alone is tuned: text tower and temperature are no parameters of a zero-shot
-classifier.
+and are left out, and more of every batch carries a trigger. Of CLIP the image tower alone is tuned: text tower and
+temperature are no parameters of a zero-shot classifier.
 
 Differs from the paper: several rounds, trigger families and starts instead of one; lessons inside the network;
 distillation instead of labels; batch normalisation is frozen.
