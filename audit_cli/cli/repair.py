@@ -22,6 +22,7 @@ from audit_cli.cli.scan import (
     Preprocess,
     Prompt,
     Quiet,
+    Report,
     Seed,
     Size,
     Split,
@@ -29,9 +30,12 @@ from audit_cli.cli.scan import (
     Timeout,
     Trusted,
     Weights,
+    clear,
     load_policy,
     stated_preprocessing,
     stated_prompts,
+    stated_reports,
+    told,
     working,
 )
 from audit_cli.errors import UsageError
@@ -43,6 +47,7 @@ def repair(
     model: Model,
     trusted: Trusted,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for weights, verdict and evidence.")],
+    report: Report = None,
     policy: PolicyOption = None,
     method: Method = "ladder",
     arch: Arch = None,
@@ -70,7 +75,12 @@ def repair(
 
     Exit codes: 0 the repaired weights pass, 1 none did, 2 usage, 3 inconclusive, 4 error.
     """
+    reports = stated_reports(report)
+    clear([path for _, path in reports], None, [model, trusted, *([Path(policy)] if policy else [])])
+    if any(path.resolve().is_relative_to(out.resolve()) for _, path in reports):
+        raise UsageError(f"--report: lies in {out}, which must not exist yet; name a file elsewhere")
     rules = load_policy(policy)
+    from audit_cli.checkpoint.save import write_atomically
     from audit_cli.mend import repair as mend
     from audit_cli.repairs import REPAIRS, construct
     from audit_cli.repairs.ladder import LADDER, Rung
@@ -95,6 +105,8 @@ def repair(
             keep_failed=keep_failed,
             allow_download=allow_download,
         )
+    for name, path in reports:
+        write_atomically(path, told(verdict, name, out))
     if not quiet:
         sys.stderr.write(text.render(verdict, width=columns(sys.stderr), colour=colour(sys.stderr)))
     say(f"repair written to {out}", quiet=quiet)

@@ -25,6 +25,7 @@ FAILED = 1
 Model = Annotated[
     Path, typer.Argument(help="A .safetensors file, a Hugging Face model folder, or hf:org/name@revision.")
 ]
+Report = Annotated[list[str] | None, typer.Option(help="FORMAT=FILE: html, markdown, sarif, junit or text.")]
 Trusted = Annotated[
     Path, typer.Option("--trusted", "-t", help="Clean labelled images: ImageFolder, .npz, CIFAR batches.")
 ]
@@ -56,7 +57,7 @@ def scan(
     trusted: Trusted,
     policy: PolicyOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the JSON verdict goes; else stdout.")] = None,
-    report: Annotated[list[str] | None, typer.Option(help="FORMAT=FILE: html, markdown, sarif, junit or text.")] = None,
+    report: Report = None,
     evidence: Annotated[Path | None, typer.Option(help="Folder for pictures; else beside --out.")] = None,
     detector: Annotated[
         str | None,
@@ -89,10 +90,10 @@ def scan(
 
     Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 error.
     """
-    reports = _reports(report or [])
+    reports = stated_reports(report)
     pictures = evidence or (out.with_name(f"{out.stem}-evidence") if out else None)
     inputs = [model, trusted, *([Path(policy)] if policy else []), *([labels] if labels else [])]
-    _clear([*([out] if out else []), *[path for _, path in reports]], pictures, inputs)
+    clear([*([out] if out else []), *[path for _, path in reports]], pictures, inputs)
     rules = load_policy(policy)
     from audit_cli.audit import scan as audit
     from audit_cli.detectors import DETECTORS
@@ -144,6 +145,13 @@ def working(
         yield Context(seed, place, choose_dtype(dtype, place), progress, allowance)
 
 
+def told(verdict: Verdict, name: str, base: Path) -> str:
+    """The verdict in the format `name`, with pictures from below `base` where it shows any."""
+    from audit_cli.report import RENDERERS, html
+
+    return html.render(verdict, base) if name == "html" else RENDERERS[name](verdict)
+
+
 def publish(verdict: Verdict, out: Path | None, reports: Sequence[tuple[str, Path]], quiet: bool) -> None:
     """The verdict to `out` or stdout, the reports to their files, a summary to the person.
 
@@ -151,13 +159,10 @@ def publish(verdict: Verdict, out: Path | None, reports: Sequence[tuple[str, Pat
     a run that ends in an error leaves no verdict behind.
     """
     from audit_cli.checkpoint.save import write_atomically
-    from audit_cli.report import RENDERERS, html, json, text
+    from audit_cli.report import json, text
 
     rendered = json.render(verdict)
-    files: list[tuple[Path, str]] = []
-    for name, path in reports:
-        base = out.parent if out else path.parent
-        files.append((path, html.render(verdict, base) if name == "html" else RENDERERS[name](verdict)))
+    files = [(path, told(verdict, name, out.parent if out else path.parent)) for name, path in reports]
     if out:
         files.append((out, rendered))
     stream = sys.stderr if out or not sys.stdout.isatty() else sys.stdout
@@ -239,12 +244,12 @@ def _channels(text: str, option: str) -> tuple[float, float, float]:
     return values[0], values[1], values[2]
 
 
-def _reports(options: Sequence[str]) -> list[tuple[str, Path]]:
+def stated_reports(options: Sequence[str] | None) -> list[tuple[str, Path]]:
     """FORMAT=FILE options, checked before any work."""
     from audit_cli.report import RENDERERS
 
     reports = []
-    for option in options:
+    for option in options or []:
         name, equals, path = option.partition("=")
         if not equals or not path or name not in RENDERERS:
             raise UsageError(f"--report {option}: expected FORMAT=FILE with FORMAT one of {', '.join(RENDERERS)}")
@@ -252,7 +257,7 @@ def _reports(options: Sequence[str]) -> list[tuple[str, Path]]:
     return reports
 
 
-def _clear(outputs: Sequence[Path], pictures: Path | None, inputs: Sequence[Path]) -> None:
+def clear(outputs: Sequence[Path], pictures: Path | None, inputs: Sequence[Path]) -> None:
     """Old results go first, so that none can be taken for this run's; an impossible place is told before any work."""
     for number, path in enumerate(outputs):
         if not path.parent.is_dir():

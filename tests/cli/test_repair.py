@@ -198,6 +198,19 @@ def test_it_is_told_how_fast_the_trigger_comes_back(
     assert outcome.verdict["repair"]["relearning"] == asdict(again)
 
 
+def test_reports_tell_before_and_after(repair: Repair, tmp_path: Path) -> None:
+    page, notes = tmp_path / "report.html", tmp_path / "report.md"
+    assert repair("--report", f"html={page}", "--report", f"markdown={notes}").code == 0
+    assert "Repaired by marking" in notes.read_text()
+    assert "data:image/png;base64," in page.read_text()  # the evidence inside the folder
+
+
+def test_a_report_does_not_go_where_the_repaired_model_goes(repair: Repair, tmp_path: Path) -> None:
+    outcome = repair("--report", f"html={tmp_path / 'out' / 'report.html'}")
+    assert outcome.code == 2
+    assert not outcome.out.exists()
+
+
 def test_the_ladder_goes_on_until_a_rung_passes(repair: Repair, detector: Stub) -> None:
     rungs = (Rung("idle", Marking(mark=0.0)), Rung("marking", Marking()), Rung("never", Marking(fail=ValueError())))
     outcome = repair(rungs=rungs)
