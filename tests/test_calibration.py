@@ -14,7 +14,6 @@ import torch
 from toys import Planted
 
 from audit_cli.calibration import (
-    SLACK,
     Calibration,
     Clean,
     Domain,
@@ -22,11 +21,11 @@ from audit_cli.calibration import (
     find,
     fingerprint,
     kind,
-    levelled,
     read,
     scores_of,
     with_p_values,
 )
+from audit_cli.conformal import SLACK, levelled
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.errors import AuditError, PolicyError
 from audit_cli.judgement import judge

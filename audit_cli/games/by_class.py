@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audit_cli.calibration import FROM, LEAST, RULE, conformal, each_standard, from_source, levelled, standard
+from audit_cli.calibration import LEAST, RULE, from_source
+from audit_cli.conformal import FROM, conformal, each_standard, levelled, standard
 from audit_cli.games.config import CLEAN
 
 BY_CLASS = f"{RULE} by class"  # the name of the statistic in tables

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from audit_cli.calibration import SLACK, Calibration, Clean, Domain
+from audit_cli.calibration import Calibration, Clean, Domain
+from audit_cli.conformal import SLACK
 from audit_cli.games.ablation import stability_table
 from audit_cli.games.by_class import BY_CLASS, with_by_class
 from audit_cli.games.summary import Statistic, detection_table
