@@ -116,7 +116,10 @@ def relearned(repair: Mapping[str, Any]) -> str | None:
         return None
     own, others = (f"{n} steps" if n else f"more than {told['tried']} steps" for n in (told["own"], told["others"]))
     name = f"class {told['target_class']}, {clean(told['family'], 40)}"
-    return f"Taught the recovered trigger again ({name}), it obeys after {own}; towards other classes after {others}."
+    return (
+        f"Relearning: the recovered trigger ({name}) works again after {own} of training with it, "
+        f"towards other classes after {others}."
+    )
 
 
 def percent(value: float | None) -> str:

@@ -256,7 +256,10 @@ REPAIR = {
 @pytest.mark.parametrize("name", ["text", "markdown", "html"])
 @pytest.mark.parametrize(
     ("own", "others", "told"),
-    [(14, 46, "obeys after 14 steps; towards other classes after 46 steps"), (80, None, "more than 80 steps")],
+    [
+        (14, 46, "works again after 14 steps of training with it, towards other classes after 46 steps"),
+        (80, None, "more than 80 steps"),
+    ],
 )
 def test_renderers_tell_how_fast_the_trigger_is_learnt_again(
     name: str, own: int, others: int | None, told: str
@@ -265,4 +268,4 @@ def test_renderers_tell_how_fast_the_trigger_is_learnt_again(
     verdict = make_verdict([size(2, "cat", 1.1)], repair={**REPAIR, "relearning": again})
     assert violations(verdict.document, "verdict") == []
     assert told in " ".join(RENDERERS[name](verdict).split())
-    assert "obeys after" not in RENDERERS[name](make_verdict([size(2, "cat", 1.1)], repair=REPAIR))
+    assert "works again" not in RENDERERS[name](make_verdict([size(2, "cat", 1.1)], repair=REPAIR))
