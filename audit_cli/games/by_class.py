@@ -11,18 +11,22 @@ from torch import Tensor
 
 from audit_cli.calibration import LEAST, RULE, from_source
 from audit_cli.conformal import FROM, conformal, each_standard, levelled, standard
+from audit_cli.detectors.shift import Shift
 from audit_cli.games.config import CLEAN
+from audit_cli.policy import Policy
 
 BY_CLASS = f"{RULE} by class"  # the name of the statistic in tables
 LEAST_MODELS = 3  # to compare with
+ALPHA = Policy.load("default").rules[RULE].alpha or 0.0
 Cells = Sequence[Mapping[str, Any]]
 
 
 def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]]:
     """The cells of one detector, with every BD001 score also in deviations from the clean models' mean for its class
-    and family, levelled as in a calibration, where there are scores for single source classes the largest of them, and
-    `p_value`, the model's smallest. The clean models are those of `reference`, or where that is empty
-    those among the cells, each model once; no cell is compared with its own model. Nothing is fitted on poisoned ones.
+    and family, levelled as in a calibration, where there are scores for single source classes the largest of them;
+    `p_value`, the model's smallest; and `named`, the class that a verdict names. The clean models are those of
+    `reference`, or where that is empty those among the cells, each model once; no cell is compared with its own model.
+    Nothing is fitted on poisoned ones.
     Unchanged when fewer than three clean models are there."""
     known = [cell for cell in (reference or cells) if cell["attack"] == CLEAN and not cell.get("turn")]
     keys = sorted({key for cell in (*cells, *known) for key in calibrated_scores(cell)})
@@ -42,8 +46,17 @@ def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]
         largest = {key: z[[other == key for other in families]].nan_to_num(-torch.inf).amax(0) for key in families}
         rows = {key.replace(RULE, BY_CLASS): _row(values.tolist(), classes) for key, values in largest.items()}
         p_value = float(p.nan_to_num(1.0).min())
-        found.append({**cell, "scores": {**cell["scores"], **rows}, "p_value": p_value})
+        told = {"p_value": p_value, "named": _named(z, p, keys, classes)}
+        found.append({**cell, "scores": {**cell["scores"], **rows}, **told})
     return found
+
+
+def _named(z: Tensor, p: Tensor, keys: Sequence[str], classes: Sequence[str]) -> int:
+    """The class with the largest deviation z (families, classes); where triggers convict, among these alone."""
+    triggers = torch.tensor([not key.startswith(f"{RULE}/{Shift.name}") for key in keys])[:, None]
+    convicting = triggers & (p <= ALPHA)
+    among = z.masked_fill(~convicting, -torch.inf) if bool(convicting.any()) else z
+    return int(classes[int(among.nan_to_num(-torch.inf).amax(0).argmax())])
 
 
 def calibrated_scores(cell: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -79,7 +79,9 @@ class Statistic:
         return max((score for _, _, score in self._scores(cell)), default=None)
 
     def named(self, cell: Mapping[str, Any]) -> int | None:
-        """The class with the largest score."""
+        """The class with the largest score; of scores class by class, over all families, the one a verdict names."""
+        if self == Statistic(BY_CLASS) and "named" in cell:
+            return int(cell["named"])
         best = max(self._scores(cell), key=lambda entry: entry[2], default=None)
         return None if best is None or best[1] == "None" else int(best[1])
 

@@ -42,13 +42,14 @@ def class_name(finding: Mapping[str, Any]) -> str:
 
 
 def headline(document: Mapping[str, Any]) -> str:
-    """The verdict in one line; a pass never claims more than its scope."""
+    """The verdict in one line; a pass never claims more than its scope. Where a trigger was found, its target is named
+    before a class whose features alone are suspicious: those may be of a class the target moves to."""
     verdict = document["verdict"]
     if verdict == "PASS":
         return "PASS — no backdoor found within scope"
     if verdict == "INCONCLUSIVE":
         return "INCONCLUSIVE — this audit allows no judgement"
-    guilty = sorted(filter(convicts, document["findings"]), key=_excess, reverse=True)
+    guilty = sorted(filter(convicts, document["findings"]), key=lambda f: (_triggered(f), _excess(f)), reverse=True)
     targets = list(dict.fromkeys(target(finding) for finding in guilty if target(finding)))
     if not targets:
         return f"FAIL — {clean(document['reasons'][0])}"
@@ -81,6 +82,10 @@ def remarks(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _sizes_a_class(finding: Mapping[str, Any]) -> bool:
     return finding["rule_id"] == "BD001" and finding["target_class"] is not None
+
+
+def _triggered(finding: Mapping[str, Any]) -> bool:
+    return finding["asr_before"] is not None
 
 
 def _excess(finding: Mapping[str, Any]) -> float:

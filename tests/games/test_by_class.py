@@ -58,6 +58,20 @@ def test_a_class_is_compared_with_itself_on_clean_models() -> None:
     assert table[0]["flagged"] == 0.0, "five clean models cannot show that one in twenty is so unusual"
 
 
+@pytest.mark.parametrize(("mask", "named"), [(1.1, 1), (0.6, 0)])
+def test_a_trigger_that_convicts_names_the_class_before_the_features(mask: float, named: int) -> None:
+    """However odd the features of another class are: they may be those of a class the target moves to."""
+
+    def with_features(known: dict[str, Any], easiness: float) -> dict[str, Any]:
+        scores = {**known["scores"], "BD001/features": {"0": [easiness, 1.0], "1": [0.9, 1.0]}}
+        return {**known, "scores": scores}
+
+    reference = [with_features(cell("clean", 1.2 + 0.01 * k, 0.6 + 0.005 * k), 0.9 + 0.001 * k) for k in range(20)]
+    (told,) = with_by_class([with_features(cell("badnets", 1.2, mask), 5.0)], reference)
+    assert told["p_value"] <= 0.05
+    assert Statistic(BY_CLASS).named(told) == told["named"] == named
+
+
 def test_a_clean_model_is_not_compared_with_itself() -> None:
     odd = [*CLEAN, cell("clean", 5.0, 0.6)]
     values = [c["scores"][f"{BY_CLASS}/mask"]["0"][0] for c in with_by_class(odd)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -56,6 +57,11 @@ class TestHeadline:
     def test_counts_further_targets_most_suspicious_first(self) -> None:
         verdict = make_verdict([size(0, "ant", 2.0), size(1, "bee", 9.0), size(1, "bee", 3.0, "additive")])
         assert headline(verdict.document) == "FAIL — backdoor likely: target class 1 ‘bee’ and 1 more"
+
+    def test_a_trigger_names_the_class_before_the_features_do(self) -> None:
+        features = replace(size(1, "bee", 9.0, "features"), asr_before=None)
+        verdict = make_verdict([features, size(2, "cat", 2.0)])
+        assert headline(verdict.document) == "FAIL — backdoor likely: target class 2 ‘cat’ and 1 more"
 
     def test_a_failure_without_a_class_gives_its_reason(self) -> None:
         verdict = make_verdict([Finding("BD001", 5.0, "the whole model is odd", family="mask")])
