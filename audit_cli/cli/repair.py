@@ -76,7 +76,8 @@ def repair(
     Exit codes: 0 the repaired weights pass, 1 none did, 2 usage, 3 inconclusive, 4 error.
     """
     reports = stated_reports(report)
-    clear([path for _, path in reports], None, [model, trusted, *([Path(policy)] if policy else [])])
+    inputs = [model, trusted, *([Path(policy)] if policy else []), *([labels] if labels else [])]
+    clear([path for _, path in reports], None, inputs)
     if any(path.resolve().is_relative_to(out.resolve()) for _, path in reports):
         raise UsageError(f"--report: lies in {out}, which must not exist yet; name a file elsewhere")
     rules = load_policy(policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,16 +18,15 @@ from audit_cli.policy import Policy
 
 BY_CLASS = f"{RULE} by class"  # the name of the statistic in tables
 LEAST_MODELS = 3  # to compare with
-ALPHA = Policy.load("default").rules[RULE].alpha or 0.0
 Cells = Sequence[Mapping[str, Any]]
 
 
 def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]]:
     """The cells of one detector, with every BD001 score also in deviations from the clean models' mean for its class
     and family, levelled as in a calibration, where there are scores for single source classes the largest of them;
-    `p_value`, the model's smallest; and `named`, the class that a verdict names. The clean models are those of
-    `reference`, or where that is empty those among the cells, each model once; no cell is compared with its own model.
-    Nothing is fitted on poisoned ones.
+    `p_value`, the model's smallest; and `named`, the class with the largest deviation, of a trigger's where one
+    convicts, as a verdict names it. The clean models are those of `reference`, or where that is empty those among the
+    cells, each model once; no cell is compared with its own model. Nothing is fitted on poisoned ones.
     Unchanged when fewer than three clean models are there."""
     known = [cell for cell in (reference or cells) if cell["attack"] == CLEAN and not cell.get("turn")]
     keys = sorted({key for cell in (*cells, *known) for key in calibrated_scores(cell)})
@@ -54,9 +54,15 @@ def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]
 def _named(z: Tensor, p: Tensor, keys: Sequence[str], classes: Sequence[str]) -> int:
     """The class with the largest deviation z (families, classes); where triggers convict, among these alone."""
     triggers = torch.tensor([not key.startswith(f"{RULE}/{Shift.name}") for key in keys])[:, None]
-    convicting = triggers & (p <= ALPHA)
+    convicting = triggers & (p <= _alpha())
     among = z.masked_fill(~convicting, -torch.inf) if bool(convicting.any()) else z
     return int(classes[int(among.nan_to_num(-torch.inf).amax(0).argmax())])
+
+
+@cache
+def _alpha() -> float:
+    """The default policy's accepted false-alarm rate."""
+    return Policy.load("default").rules[RULE].alpha or 0.0
 
 
 def calibrated_scores(cell: Mapping[str, Any]) -> dict[str, dict[str, float]]:

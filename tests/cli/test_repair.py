@@ -211,6 +211,13 @@ def test_a_report_does_not_go_where_the_repaired_model_goes(repair: Repair, tmp_
     assert not outcome.out.exists()
 
 
+def test_a_report_does_not_overwrite_the_labels(repair: Repair, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("0\n")
+    assert repair("--labels", str(labels), "--report", f"text={labels}").code == 2
+    assert labels.read_text() == "0\n"
+
+
 def test_the_ladder_goes_on_until_a_rung_passes(repair: Repair, detector: Stub) -> None:
     rungs = (Rung("idle", Marking(mark=0.0)), Rung("marking", Marking()), Rung("never", Marking(fail=ValueError())))
     outcome = repair(rungs=rungs)
