@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audit_cli.checkpoint import strict_json
 from audit_cli.classifier import Classifier
-from audit_cli.conformal import FROM, conformal
+from audit_cli.conformal import EITHER_WAY, FROM, conformal, families_of
 from audit_cli.errors import AuditError, PolicyError
 from audit_cli.report.sanitise import clean
 from audit_cli.resources import bundled_calibrations, violations
@@ -89,8 +89,9 @@ class Calibration:
     models: tuple[Clean, ...]
 
     @property
-    def families(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(family for model in self.models for family in model.scores))
+    def rows(self) -> tuple[str, ...]:
+        """The families, and those with scores for single source classes once more for each."""
+        return tuple(dict.fromkeys(row for model in self.models for row in model.scores))
 
     def admits(self, accuracy: float, images: int) -> bool:
         """Is a model of this accuracy on so many trusted images like the clean ones? A better network is another kind:
@@ -100,21 +101,21 @@ class Calibration:
         return enough and min(known) - MARGIN <= accuracy <= max(known) + MARGIN
 
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
-        """For each of the suspect's `scores`: the chance, at most, that a clean model of this domain has so unusual a
-        score anywhere; in (0, 1]. Families and classes that no clean model was scored on are left out."""
+        """By family and class of the suspect's `scores`: the chance, at most, that a clean model of this domain looks
+        so unusual anywhere; in (0, 1]. Families and classes that no clean model was scored on are left out."""
         clean_ones = torch.stack([self._logs(model.scores) for model in self.models])
-        p = conformal(self._logs(self._by_class(scores)), clean_ones, self.families)
-        known = (~p.isnan()).nonzero().tolist()
-        return {(self.families[f], self.domain.classes[c]): float(p[f, c]) for f, c in known}
+        p = conformal(self._logs(self._by_class(scores)), clean_ones, self.rows)
+        families, known = families_of(self.rows), (~p.isnan()).nonzero().tolist()
+        return {(families[f], self.domain.classes[c]): float(p[f, c]) for f, c in known}
 
     def _by_class(self, scores: Scores) -> dict[str, tuple[float | None, ...]]:
-        return {f: tuple(scores.get((f, c)) for c in self.domain.classes) for f in self.families}
+        return {row: tuple(scores.get((row, c)) for c in self.domain.classes) for row in self.rows}
 
     def _logs(self, scores: Mapping[str, Sequence[float | None]]) -> Tensor:
-        """(families, classes) of log scores, NaN where there is none."""
+        """(rows, classes) of log scores, NaN where there is none."""
         missing = (None,) * len(self.domain.classes)
-        rows = [scores.get(family, missing) for family in self.families]
-        values = [[math.nan if s is None else math.log(max(s, LEAST)) for s in row] for row in rows]
+        listed = [scores.get(row, missing) for row in self.rows]
+        values = [[math.nan if s is None else math.log(max(s, LEAST)) for s in row] for row in listed]
         return torch.tensor(values, dtype=torch.float64)
 
     def resolves(self, alpha: float | None) -> bool:
@@ -185,17 +186,13 @@ def from_source(family: str, source: str) -> str:
 
 
 def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) -> list[Finding]:
-    """The findings, those of BD001 with the smallest of their p-values where the calibration knows family and class."""
-    if calibration is None:
-        return list(findings)
-    smallest: dict[tuple[str, str], float] = {}
-    for (family, target), p in calibration.p_values(scores_of(findings)).items():
-        key = family.partition(FROM)[0], target
-        smallest[key] = min(p, smallest.get(key, 1.0))
-    return [
-        replace(f, p_value=smallest.get((f.family, named(f.target_name or "")))) if f.rule_id == RULE else f
-        for f in findings
+    """The findings, those of BD001 with their p-values where the calibration knows family and class; without those that
+    mean nothing unless clean models are there to compare with."""
+    p = calibration.p_values(scores_of(findings)) if calibration else {}
+    told = [
+        replace(f, p_value=p.get((f.family, named(f.target_name or "")))) if f.rule_id == RULE else f for f in findings
     ]
+    return [f for f in told if f.p_value is not None or f.family not in EITHER_WAY]
 
 
 def find(own: Sequence[Path], domain: Domain, detectors: Iterable[object]) -> Calibration | None:

@@ -6,16 +6,23 @@ are always the smallest. So a score is compared with the same class's scores on 
     z = (log s − mean of log s) / (standard deviation + SLACK)        mean, deviation: over clean models
 
 (variances are pulled towards the family's as if that had been measured on PRIOR_MODELS more: where no clean model has
-a class within reach, their scores hardly differ, and the first that has would otherwise be the oddest of all)
+a class within reach, their scores hardly differ, and the first that has would otherwise be the oddest of all; in the
+families EITHER_WAY a score may be too small as well, and |z| counts)
 
-and a family's z are levelled, for a family with many classes, or with a score for every source class, has a larger
-maximum on clean models too:
+Families differ in how far clean models deviate, and one with a score for every source class, of which the largest
+counts, deviates further. So a family's deviations are brought to one scale:
 
-    t = (z − mean of max z) / (standard deviation + SLACK)            max: over a clean model's classes in this family
+    u = (z − mean of z) / (standard deviation + SLACK)                mean, deviation: over clean models and classes
 
-A model's statistic is its largest t over classes and families. Vovk, Gammerman, Shafer: Algorithmic Learning in a
-Random World, 2005 (full conformal prediction): with n clean models and the suspect in one bag, each member's statistic
-is taken against the others. A clean suspect is as likely as any of them to have the largest, so
+A backdoor shows in more than one family, and always at the same class. What is odd by chance seldom is. So a score's
+statistic is its own deviation and the next smaller one of the same class in another family, where that is positive:
+
+    t(f, c) = u(f, c) + max(0, largest u(g, c) <= u(f, c), g not f)
+
+and a model's is its largest t, the sum of the two largest deviations of one class. Vovk, Gammerman, Shafer:
+Algorithmic Learning in a Random World, 2005 (full conformal prediction): with n clean models and the suspect in one
+bag, each member's statistic is taken against the others. A clean suspect is as likely as any of them to have the
+largest, so
 
     p = (1 + number of clean models with a statistic >= t) / (n + 1)
 
@@ -36,30 +43,49 @@ from torch import Tensor
 SLACK = 0.01  # ours: of log scores; where no clean scores differ there is nothing to divide by
 PRIOR_MODELS = 10  # ours
 FROM = " from "  # between a family and a source class
+EITHER_WAY = frozenset({"profile"})  # families of which a small score is as odd as a large one
 
 
-def conformal(suspect: Tensor, clean_ones: Tensor, families: Sequence[str]) -> Tensor:
-    """p (families, classes) of a suspect's log scores among those of clean models (n, families, classes); NaN where
-    there is nothing to compare."""
+def families_of(rows: Sequence[str]) -> tuple[str, ...]:
+    """The families of a calibration's rows, where scores for a source class are rows of their own."""
+    return tuple(dict.fromkeys(row.partition(FROM)[0] for row in rows))
+
+
+def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Tensor:
+    """p (families, classes) of a suspect's log scores (rows, classes) among those of clean models (n, rows, classes);
+    NaN where there is nothing to compare."""
     z = each_standard(torch.cat([clean_ones, suspect[None]]))
-    t = levelled(z, z, families)
+    t = statistic(z, z, rows)
     highest = t[:-1].nan_to_num(-torch.inf).amax((1, 2))
     rank = 1 + (highest[:, None, None] >= t[-1]).sum(0)
     return torch.where(t[-1].isnan(), math.nan, rank.double() / len(z))
 
 
-def levelled(z: Tensor, members: Tensor, families: Sequence[str]) -> Tensor:
-    """Deviations z (N, families, classes) in deviations of the largest that each of `members` (M, families, classes)
-    has in the same family; the scores from each source class are of one family."""
-    result = z.clone()
-    kinds = [family.partition(FROM)[0] for family in families]
-    for family in dict.fromkeys(kinds):
-        rows = torch.tensor([kind == family for kind in kinds])
-        largest = members[:, rows].nan_to_num(-torch.inf).amax((1, 2))
-        largest = largest[largest.isfinite()]
-        if len(largest) > 1:
-            result[:, rows] = (z[:, rows] - largest.mean()) / (largest.std() + SLACK)
-    return result
+def statistic(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:
+    """t (N, families, classes) of deviations z (N, rows, classes), on the scale of the `members` (M, rows, classes);
+    NaN where there is nothing to compare."""
+    families = families_of(rows)
+    own, known = _by_family(z, rows), _by_family(members, rows)
+    for f in range(len(families)):
+        values = known[:, f][~known[:, f].isnan()]
+        if len(values) > 1:
+            own[:, f] = (own[:, f] - values.mean()) / (values.std() + SLACK)
+    largest = own.nan_to_num(-torch.inf).sort(1, descending=True)
+    following = torch.cat([largest.values[:, 1:], torch.zeros_like(own[:, :1])], 1)
+    beside = torch.zeros_like(own).scatter(1, largest.indices, following)
+    return own + beside.clamp_min(0)
+
+
+def _by_family(z: Tensor, rows: Sequence[str]) -> Tensor:
+    """(N, families, classes): the largest deviation over a family's rows; NaN where all are."""
+    kinds = [row.partition(FROM)[0] for row in rows]
+    found = []
+    for family in families_of(rows):
+        own = z[:, torch.tensor([kind == family for kind in kinds])]
+        own = own.abs() if family in EITHER_WAY else own
+        largest = own.nan_to_num(-torch.inf).amax(1)
+        found.append(torch.where(largest.isfinite(), largest, math.nan))
+    return torch.stack(found, 1)
 
 
 def each_standard(models: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from audit_cli.checkpoint.save import write_atomically
 from audit_cli.classifier import Classifier
 from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
+from audit_cli.detectors.shift import Shift
 from audit_cli.errors import UsageError
 from audit_cli.inversion.listing import Listed
 from audit_cli.judgement import judge
@@ -193,18 +194,19 @@ def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[fl
 
 def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
-    anew, on the images it may use. What convicts without a trigger, the features, accuses its class in every family
-    that is searched by descent, and the head of being easily persuaded."""
+    anew, on the images it may use. What convicts without a trigger accuses its class in every family that is searched
+    by descent, and where it is the features, the head of being easily persuaded; where triggers convict too, it says
+    nothing of other classes than theirs: those may be classes that the target moves to."""
     if not isinstance(repair, Unlearning):
         return repair
     searched = [family.name for family in repair.families if not isinstance(family, Listed)]
-    accused = {
-        (name, finding.target_class)
-        for finding in convicting
-        for name in ([finding.family] if finding.trigger else searched)
-        if finding.target_class is not None
-    }
-    persuaded = any(finding.trigger is None for finding in convicting)
+    triggered = {finding.target_class for finding in convicting if finding.trigger}
+    accused: set[tuple[str, int]] = set()
+    for finding in convicting:
+        target = finding.target_class
+        if target is not None and target in (triggered or {target}):
+            accused |= {(name, target) for name in ([finding.family] if finding.trigger else searched)}
+    persuaded = any(finding.family == Shift.name for finding in convicting)
     return replace(repair, accused=frozenset(accused), persuaded=persuaded)
 
 

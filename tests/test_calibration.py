@@ -25,7 +25,7 @@ from audit_cli.calibration import (
     scores_of,
     with_p_values,
 )
-from audit_cli.conformal import SLACK, levelled
+from audit_cli.conformal import SLACK, families_of, statistic
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.errors import AuditError, PolicyError
 from audit_cli.judgement import judge
@@ -55,19 +55,21 @@ def test_a_score_is_compared_with_the_same_class() -> None:
     assert p_of(2.1, 2.1)["mask", "bird"] > 0.4
 
 
-@pytest.mark.parametrize(("bird", "cat"), [(2.05, 0.5), (1.9, 0.7), (2.6, 0.61), (0.3, 0.3)])
+@pytest.mark.parametrize(("bird", "cat"), [(2.05, 0.51), (1.9, 0.7), (2.6, 0.61), (0.3, 0.3)])
 def test_the_p_value_is_the_rank_of_the_largest_deviation(bird: float, cat: float) -> None:
-    """Every member of the bag against the others, written out."""
+    """Every member of the bag against the others, written out. In one family, whose scale changes no rank."""
     bag = [(math.log(2 * s), math.log(s / 2)) for s in SCORES] + [(math.log(bird), math.log(cat))]
 
     def deviation(k: int, c: int) -> float:
         others = [member[c] for i, member in enumerate(bag) if i != k]
         return (bag[k][c] - statistics.fmean(others)) / (statistics.pstdev(others) + SLACK)
 
-    largest = [max(deviation(k, 0), deviation(k, 1), 0.0) for k in range(4)]  # additive: all equal, no deviation
+    models = tuple(replace(m, scores={"mask": m.scores["mask"]}) for m in calibration().models)
+    p = replace(calibration(), models=models).p_values({("mask", "bird"): bird, ("mask", "cat"): cat})
+    largest = [max(deviation(k, 0), deviation(k, 1)) for k in range(4)]
     for c, name in enumerate(DOMAIN.classes):
         expected = (1 + sum(z >= deviation(4, c) for z in largest)) / 5
-        assert p_of(bird, cat)["mask", name] == pytest.approx(expected)
+        assert p["mask", name] == pytest.approx(expected)
 
 
 def test_a_class_whose_clean_scores_agree_is_judged_by_the_familys_spread() -> None:
@@ -90,21 +92,63 @@ def test_p_values_of_clean_models_are_never_too_small() -> None:
     assert small / draws == pytest.approx(0.05, abs=0.015)
 
 
-def test_families_are_levelled_and_sources_are_of_their_family() -> None:
-    """Clean models reach 3 in one family and 1 in the other, whose spread is a tenth: 1.4 is the odder one."""
-    z = torch.zeros(4, 3, 2, dtype=torch.float64)
-    z[:, 0, 0] = torch.tensor([2.0, 3.0, 4.0, 3.0])
-    z[:, 1, 1], z[:, 2, 0] = torch.tensor([0.9, 0.2, 0.3, 1.0]), torch.tensor([0.1, 1.1, 1.0, 0.4])
-    suspect = torch.tensor([[[4.0, 0.0], [0.0, 1.4], [1.4, 0.0]]], dtype=torch.float64)
-    families = ("mask", "features", "features from bird")
-    levels = {"mask": [2.0, 3.0, 4.0, 3.0], "features": [0.9, 1.1, 1.0, 1.0]}
-    t = levelled(suspect, z, families)[0]
-    for row, family in enumerate(families):
-        largest = levels[family.partition(" from ")[0]]
-        expected = (float(suspect[0, row].max()) - statistics.fmean(largest)) / (statistics.stdev(largest) + SLACK)
-        assert float(t[row].max()) == pytest.approx(expected)
-    assert t[1, 1] == t[2, 0]
-    assert t[1, 1] > t[0, 0]
+def test_a_class_is_judged_by_its_two_largest_deviations() -> None:
+    """Families of different spread on one scale; of `features` the largest source counts, of `profile` either sign."""
+    rows = ("mask", "features", "features from bird", "profile")
+    g = torch.Generator().manual_seed(0)
+    members = torch.randn(6, 4, 2, generator=g, dtype=torch.float64) * torch.tensor([3.0, 0.1, 0.1, 1.0])[:, None]
+    suspect = torch.tensor([[9.0, 0.0], [0.0, 0.3], [0.4, math.nan], [-2.0, -5.0]], dtype=torch.float64)
+
+    def scaled(own: list[float], of_members: torch.Tensor) -> list[float]:
+        values = of_members.flatten().tolist()
+        return [(x - statistics.fmean(values)) / (statistics.stdev(values) + SLACK) for x in own]
+
+    mask = scaled([9.0, 0.0], members[:, 0])
+    features = scaled([0.4, 0.3], members[:, 1:3].amax(1))
+    profile = scaled([2.0, 5.0], members[:, 3].abs())
+    t = statistic(suspect[None], members, rows)[0]
+    assert families_of(rows) == ("mask", "features", "profile")
+    for c in range(2):
+        u = sorted((mask[c], features[c], profile[c]), reverse=True)
+        sums = {u[0]: u[0] + max(0, u[1]), u[1]: u[1] + max(0, u[2]), u[2]: u[2]}
+        expected = [sums[mask[c]], sums[features[c]], sums[profile[c]]]
+        assert t[:, c].tolist() == pytest.approx(expected)
+        assert float(t[:, c].max()) == pytest.approx(u[0] + u[1])
+
+
+def test_a_family_without_a_score_takes_nothing_from_the_others() -> None:
+    z = torch.tensor([[[1.0], [2.0]], [[3.0], [5.0]], [[2.0], [4.0]]], dtype=torch.float64)
+    lone = torch.tensor([[[9.0], [math.nan]]], dtype=torch.float64)
+    t = statistic(lone, z, ("mask", "warp"))
+    assert float(t[0, 0, 0]) == pytest.approx((9 - 2) / (1 + SLACK))
+    assert bool(t[0, 1].isnan().all())
+
+
+def test_two_doubts_about_one_class_weigh_more_than_two_about_two() -> None:
+    g = torch.Generator().manual_seed(0)
+    models = tuple(
+        Clean("0" * 64, "a", 0.9, dict(zip(("mask", "wave"), map(tuple, values.tolist()), strict=True)))
+        for values in (torch.randn(40, 2, 2, generator=g) * 0.1).exp()
+    )
+    here, odd = replace(calibration(), models=models), math.exp(0.22)
+    one = here.p_values({("mask", "bird"): odd, ("wave", "bird"): odd, ("mask", "cat"): 1.0, ("wave", "cat"): 1.0})
+    two = here.p_values({("mask", "bird"): odd, ("wave", "bird"): 1.0, ("mask", "cat"): 1.0, ("wave", "cat"): odd})
+    assert min(one.values()) <= 0.05 < min(two.values())
+
+
+def test_a_profile_counts_both_ways_and_only_beside_clean_models() -> None:
+    models = tuple(
+        replace(m, scores={"profile": (0.9 * s, s)}) for m, s in zip(calibration().models, SCORES, strict=True)
+    )
+    here = replace(calibration(), models=models)
+    for odd in (0.3, 3.0):
+        p = here.p_values({("profile", "bird"): odd, ("profile", "cat"): 1.05})
+        assert p["profile", "bird"] == pytest.approx(0.2)
+        assert p["profile", "cat"] > 0.4
+    told = Finding("BD001", 3.0, "", family="profile", target_class=0, target_name="bird")
+    known = [told, replace(told, family="mask")]
+    assert [f.family for f in with_p_values(known, None)] == ["mask"]
+    assert [f.p_value for f in with_p_values([told], here)] == [pytest.approx(0.2)]
 
 
 def test_a_finding_has_the_smallest_p_value_of_its_sources() -> None:

@@ -207,7 +207,8 @@ def _detection(
                 if len(once) < len(every) and (stable := ablation.stability_table(every, statistic)):
                     rows[f"stability, {detector}, {statistic.name}"] = stable
         if what_pays:
-            rows[f"ablation, {detector}"] = ablation.ablation_table(once, reference)
+            alone = [cell for cell in group if not cell.get("turn")]
+            rows[f"ablation, {detector}"] = ablation.ablation_table(alone, known)
     return rows
 
 

@@ -6,7 +6,8 @@ search never saw:
 - size: how much smaller that trigger is than the model's other classes need at the same success (BD001);
 - gap: how much of its success is lost on a reference model, the suspect after Pivotal Tuning (BD002).
 
-Beside the families it measures how far the last features must move to each class (`shift`, also BD001).
+Beside the families it measures how far the last features must move to each class (`shift`), and how readily each class
+is answered on clean images (`profile`); both also BD001.
 
 Lukas, Kerschbaum: Pick your Poison: Undetectability versus Robustness in Data Poisoning Attacks, 2023,
 https://arxiv.org/abs/2305.09671 (Algorithm 4), and Wang et al.: Neural Cleanse, 2019,
@@ -22,6 +23,7 @@ Differs from the papers:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -29,6 +31,7 @@ import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
+from audit_cli.detectors.profile import Profile
 from audit_cli.detectors.shift import Shift
 from audit_cli.detectors.smallness import PRIOR_CLASSES, PRIOR_SIGMA, smallness
 from audit_cli.inversion.additive import Additive
@@ -46,13 +49,15 @@ from audit_cli.types import Context, Finding, Repair, Trigger, TriggerFamily, Tr
 @dataclass(frozen=True)
 class Calibrated:
     """families: the kinds of trigger searched for. reference: the repair whose result is the reference model; None for
-    sizes alone. shift: the search in the features, None for none."""
+    sizes alone. shift: the search in the features, profile: the answers on clean images; None for
+    none."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     reference: Repair | None = field(default_factory=lambda: PivotalTuning(steps=200))  # ours, see above
     shift: Shift | None = field(default_factory=Shift)
+    profile: Profile | None = field(default_factory=Profile)
     fit_share: float = 0.5  # ours: share of trusted images that searching and tuning may use; the rest measures
 
     def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
@@ -85,13 +90,16 @@ class Calibrated:
                 context.advance()
         if self.shift is not None:
             yield from self._shifts(self.shift, suspect, trusted, compared, context)
+        if self.profile is not None:
+            yield from answers(self.profile, suspect, trusted, context)
         wanted = max((self.search.matched(family) for family in families), default=0.0)
         yield uncompared(compared - reached, suspect.num_classes, wanted)
 
     @property
     def scoring(self) -> str:
         """Whatever BD001 scores depend on, as text: a calibration holds for one scoring only."""
-        return repr((self.families, self.search, self.race, self.shift, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
+        evidence = (self.shift, self.profile)
+        return repr((self.families, self.search, self.race, *evidence, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
 
     def _shifts(
         self, shift: Shift, suspect: Classifier, trusted: TrustedData, compared: set[int], context: Context
@@ -154,6 +162,21 @@ class Calibrated:
             details=details,
             trigger=trigger,
         )
+
+
+def answers(profile: Profile, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
+    """BD001 in the family `profile` for every class of which it tells something; the score is e to the profile."""
+    for target, value in enumerate(profile.values(suspect, trusted, context).tolist()):
+        if math.isfinite(value):
+            yield Finding(
+                rule_id="BD001",
+                score=math.exp(value),
+                message=f"on clean images of other classes its centred logit is {value:+.3f} times the right class's",
+                detector="calibrated",
+                family=profile.name,
+                target_class=target,
+                target_name=dict(enumerate(trusted.class_names)).get(target),
+            )
 
 
 def needed(state: State, ceiling: float) -> Tensor:

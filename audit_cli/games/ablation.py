@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from audit_cli.calibration import RULE
+from audit_cli.games.by_class import BY_CLASS, with_by_class
 from audit_cli.games.config import CLEAN
 from audit_cli.games.summary import (
     Row,
@@ -24,29 +26,42 @@ Cells = Sequence[Mapping[str, Any]]
 
 
 def ablation_table(cells: Cells, reference: Cells = ()) -> list[Row]:
-    """For every rule of one detector's cells: all its families together, each alone, and all but each.
+    """For every rule of one detector's cells: all its families together, each alone, and all but each; by score, and
+    for trigger sizes as a calibration from the clean models compares them.
 
     auc: of all planted victims of all attacks against the clean models, those of `reference` where it has some, so that
-    an attack counts as often as it has victims. cpu s: of the families used, mean over the models whose cells tell it,
-    else of the whole detector.
+    an attack counts as often as it has victims. cpu s: of the families used, mean over the models whose cells tell it
+    of all families, else of the whole detector.
     """
-    clean = [c for c in (reference or cells) if c["attack"] == CLEAN]
-    planted = [c for c in cells if c["planted"]]
-    timed = [c for c in cells if c.get("costs")] or cells
+    most = max((len(c.get("costs", {})) for c in cells), default=0)
+    timed = [c for c in cells if len(c.get("costs", {})) == most]
     rows = []
     for statistic in variants(cells):
-        negatives, positives = scores_of(clean, statistic), scores_of(planted, statistic)
-        if not len(negatives) or not len(positives):
-            continue
-        low, high = bootstrap(negatives, positives, auroc)
-        row: Row = {"statistic": statistic.name, "clean": len(negatives), "planted": len(positives)}
-        row |= {"auc": auroc(negatives, positives), "low": low, "high": high}
-        row |= {"tpr@0.05": tpr_at(negatives, positives, 0.05)}
-        alarms, caught = flagged(clean, statistic), flagged(planted, statistic)
-        if alarms and caught:
-            row |= {"false alarms": alarms["flagged"], "flagged": caught["flagged"]}
-        rows.append(row | {"cpu s": mean(cost(c, statistic) for c in timed)})
+        rows += _worth(statistic.name, cells, reference or cells, statistic, timed, statistic)
+    for statistic in variants(cells):
+        if statistic.rule == RULE:
+            name = statistic.name.replace(RULE, BY_CLASS)
+            every, known = (with_by_class(c, reference, statistic.families) for c in (cells, reference or cells))
+            rows += _worth(name, every, known, Statistic(BY_CLASS), timed, statistic)
     return rows
+
+
+def _worth(
+    name: str, cells: Cells, reference: Cells, statistic: Statistic, timed: Cells, priced: Statistic
+) -> list[Row]:
+    """The row of `statistic`, which costs what `priced` does; none where a kind of models lacks it."""
+    clean, planted = [c for c in reference if c["attack"] == CLEAN], [c for c in cells if c["planted"]]
+    negatives, positives = scores_of(clean, statistic), scores_of(planted, statistic)
+    if not len(negatives) or not len(positives):
+        return []
+    low, high = bootstrap(negatives, positives, auroc)
+    row: Row = {"statistic": name, "clean": len(negatives), "planted": len(positives)}
+    row |= {"auc": auroc(negatives, positives), "low": low, "high": high}
+    row |= {"tpr@0.05": tpr_at(negatives, positives, 0.05)}
+    alarms, caught = flagged(clean, statistic), flagged(planted, statistic)
+    if alarms and caught:
+        row |= {"false alarms": alarms["flagged"], "flagged": caught["flagged"]}
+    return [row | {"cpu s": mean(cost(c, priced) for c in timed)}]
 
 
 def variants(cells: Cells) -> list[Statistic]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from audit_cli.calibration import LEAST, RULE, from_source
-from audit_cli.conformal import FROM, conformal, each_standard, levelled, standard
-from audit_cli.detectors.shift import Shift
+from audit_cli.conformal import conformal, each_standard, families_of, standard, statistic
 from audit_cli.games.config import CLEAN
+from audit_cli.inversion import FAMILIES
 from audit_cli.policy import Policy
 
 BY_CLASS = f"{RULE} by class"  # the name of the statistic in tables
@@ -21,42 +21,43 @@ LEAST_MODELS = 3  # to compare with
 Cells = Sequence[Mapping[str, Any]]
 
 
-def with_by_class(cells: Cells, reference: Cells = ()) -> list[Mapping[str, Any]]:
-    """The cells of one detector, with every BD001 score also in deviations from the clean models' mean for its class
-    and family, levelled as in a calibration, where there are scores for single source classes the largest of them;
-    `p_value`, the model's smallest; and `named`, the class with the largest deviation, of a trigger's where one
-    convicts, as a verdict names it. The clean models are those of `reference`, or where that is empty those among the
-    cells, each model once; no cell is compared with its own model. Nothing is fitted on poisoned ones.
-    Unchanged when fewer than three clean models are there."""
+def with_by_class(
+    cells: Cells, reference: Cells = (), families: Collection[str] | None = None
+) -> list[Mapping[str, Any]]:
+    """The cells of one detector with what a calibration of clean models would say of them: as a score of the rule
+    BY_CLASS, every class's statistic; `p_value`, the model's smallest; and `named`, the class with the largest
+    statistic, of a trigger's where one convicts, as a verdict names it. families: those that count; None for all.
+
+    The clean models are those of `reference`, or where that is empty those among the cells, each model once; no cell is
+    compared with its own model. Nothing is fitted on poisoned ones. Unchanged when fewer than three clean models are
+    there."""
     known = [cell for cell in (reference or cells) if cell["attack"] == CLEAN and not cell.get("turn")]
-    keys = sorted({key for cell in (*cells, *known) for key in calibrated_scores(cell)})
-    classes = sorted({c for cell in (*cells, *known) for row in calibrated_scores(cell).values() for c in row})
-    if not keys or len(known) < LEAST_MODELS:
+    rows = sorted({row for cell in (*cells, *known) for row in calibrated_scores(cell, families)})
+    classes = sorted(
+        {c for cell in (*cells, *known) for row in calibrated_scores(cell, families).values() for c in row}
+    )
+    if not rows or len(known) < LEAST_MODELS:
         return list(cells)
-    logs = torch.stack([_logs(cell, keys, classes) for cell in known])
-    families = [key.partition(FROM)[0] for key in keys]
+    logs = torch.stack([_logs(cell, families, rows, classes) for cell in known])
     every = each_standard(logs)
     found: list[Mapping[str, Any]] = []
     for cell in cells:
-        own = _logs(cell, keys, classes)
+        own = _logs(cell, families, rows, classes)
         others = logs[[other["victim"] != cell["victim"] for other in known]]
         members = every if len(others) == len(logs) else each_standard(others)
-        z = levelled(standard(own, others)[None], members, keys)[0]
-        p = conformal(own, others, keys)
-        largest = {key: z[[other == key for other in families]].nan_to_num(-torch.inf).amax(0) for key in families}
-        rows = {key.replace(RULE, BY_CLASS): _row(values.tolist(), classes) for key, values in largest.items()}
-        p_value = float(p.nan_to_num(1.0).min())
-        told = {"p_value": p_value, "named": _named(z, p, keys, classes)}
-        found.append({**cell, "scores": {**cell["scores"], **rows}, **told})
+        t = statistic(standard(own, others)[None], members, rows)[0].nan_to_num(-torch.inf)
+        p = conformal(own, others, rows).nan_to_num(1.0)
+        told = {"p_value": float(p.min()), "named": _named(t, p, families_of(rows), classes)}
+        found.append({**cell, "scores": {**cell["scores"], BY_CLASS: _row(t.amax(0).tolist(), classes)}, **told})
     return found
 
 
-def _named(z: Tensor, p: Tensor, keys: Sequence[str], classes: Sequence[str]) -> int:
-    """The class with the largest deviation z (families, classes); where triggers convict, among these alone."""
-    triggers = torch.tensor([not key.startswith(f"{RULE}/{Shift.name}") for key in keys])[:, None]
+def _named(t: Tensor, p: Tensor, families: Sequence[str], classes: Sequence[str]) -> int:
+    """The class with the largest statistic t (families, classes); where triggers convict, among these alone."""
+    triggers = torch.tensor([family in FAMILIES for family in families])[:, None]
     convicting = triggers & (p <= _alpha())
-    among = z.masked_fill(~convicting, -torch.inf) if bool(convicting.any()) else z
-    return int(classes[int(among.nan_to_num(-torch.inf).amax(0).argmax())])
+    among = t.masked_fill(~convicting, -torch.inf) if bool(convicting.any()) else t
+    return int(classes[int(among.amax(0).argmax())])
 
 
 @cache
@@ -65,18 +66,17 @@ def _alpha() -> float:
     return Policy.load("default").rules[RULE].alpha or 0.0
 
 
-def calibrated_scores(cell: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """rule/family -> class -> score of BD001; a family's scores for one source class are a family of their own, as in a
-    calibration."""
-    found = {
-        key: {c: values[0] for c, values in row.items()}
-        for key, row in cell["scores"].items()
-        if key.startswith(f"{RULE}/")
-    }
-    for key, targets in cell.get("pairs", {}).items():
-        for c, by_source in targets.items():
-            for source, score in by_source.items():
-                found.setdefault(from_source(key, source), {})[c] = score
+def calibrated_scores(cell: Mapping[str, Any], families: Collection[str] | None = None) -> dict[str, dict[str, float]]:
+    """family -> class -> score of BD001, of the `families` or of all; scores for one source class are a row of their
+    own, as in a calibration."""
+    found: dict[str, dict[str, float]] = {}
+    for key, row in cell["scores"].items():
+        rule, _, family = key.partition("/")
+        if rule == RULE and (families is None or family in families):
+            found[family] = {c: values[0] for c, values in row.items()}
+            for c, by_source in cell.get("pairs", {}).get(key, {}).items():
+                for source, score in by_source.items():
+                    found.setdefault(from_source(family, source), {})[c] = score
     return found
 
 
@@ -85,8 +85,10 @@ def _row(values: Sequence[float], classes: Sequence[str]) -> dict[str, list[floa
     return {c: [value, None] for c, value in zip(classes, values, strict=True) if math.isfinite(value)}
 
 
-def _logs(cell: Mapping[str, Any], keys: Sequence[str], classes: Sequence[str]) -> Tensor:
-    """(families, classes), NaN where the cell has no score."""
-    scores = calibrated_scores(cell)
-    rows = [[scores.get(key, {}).get(c, math.nan) for c in classes] for key in keys]
-    return torch.tensor(rows, dtype=torch.float64).clamp_min(LEAST).log()
+def _logs(
+    cell: Mapping[str, Any], families: Collection[str] | None, rows: Sequence[str], classes: Sequence[str]
+) -> Tensor:
+    """(rows, classes), NaN where the cell has no score."""
+    scores = calibrated_scores(cell, families)
+    values = [[scores.get(row, {}).get(c, math.nan) for c in classes] for row in rows]
+    return torch.tensor(values, dtype=torch.float64).clamp_min(LEAST).log()

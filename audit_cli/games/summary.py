@@ -79,8 +79,8 @@ class Statistic:
         return max((score for _, _, score in self._scores(cell)), default=None)
 
     def named(self, cell: Mapping[str, Any]) -> int | None:
-        """The class with the largest score; of scores class by class, over all families, the one a verdict names."""
-        if self == Statistic(BY_CLASS) and "named" in cell:
+        """The class with the largest score; class by class, the one a verdict names."""
+        if self.rule == BY_CLASS and "named" in cell:
             return int(cell["named"])
         best = max(self._scores(cell), key=lambda entry: entry[2], default=None)
         return None if best is None or best[1] == "None" else int(best[1])
@@ -149,13 +149,12 @@ def detection_table(
 
 
 def fires(cell: Mapping[str, Any], statistic: Statistic) -> bool | None:
-    """Does the default policy fail the model by `statistic`? None where nothing is decided by it: p-values are for all
-    trigger families together."""
+    """Does the default policy fail the model by `statistic`? None where nothing is decided by it."""
     if statistic.rule != BY_CLASS:
         value = statistic.of(cell)
         return None if value is None else value >= 1
     alpha = Policy.load("default").rules[RULE].alpha
-    if statistic.families is not None or alpha is None or "p_value" not in cell:
+    if alpha is None or "p_value" not in cell:
         return None
     return bool(cell["p_value"] <= alpha)
 

@@ -43,7 +43,7 @@ def class_name(finding: Mapping[str, Any]) -> str:
 
 def headline(document: Mapping[str, Any]) -> str:
     """The verdict in one line; a pass never claims more than its scope. Where a trigger was found, its target is named
-    before a class whose features alone are suspicious: those may be of a class the target moves to."""
+    before a class that convicts without one: its features may be of a class the target moves to."""
     verdict = document["verdict"]
     if verdict == "PASS":
         return "PASS — no backdoor found within scope"
@@ -68,9 +68,11 @@ def convicts(finding: Mapping[str, Any]) -> bool:
 
 
 def triggers(document: Mapping[str, Any], most: int | None = None) -> list[dict[str, Any]]:
-    """The trigger sizes (BD001), most suspicious first, one per class: the family furthest above its threshold."""
+    """What BD001 says, most suspicious first, one per class: what convicts it, else the family furthest above its
+    threshold."""
     best: dict[int, dict[str, Any]] = {}
-    for finding in sorted(filter(_sizes_a_class, document["findings"]), key=_excess, reverse=True):
+    found = filter(_sizes_a_class, document["findings"])
+    for finding in sorted(found, key=lambda f: (convicts(f), _excess(f)), reverse=True):
         best.setdefault(finding["target_class"], finding)
     return list(best.values())[:most]
 

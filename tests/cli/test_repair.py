@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,20 @@ def test_unlearning_is_told_what_the_scan_convicted_and_surveys_once(
 def test_what_convicts_without_a_trigger_accuses_its_class_in_every_family_of_descent() -> None:
     features = Finding("BD001", 1.4, "", family="features", target_class=6)
     repair = told(Unlearning(families=(Mask(), Additive(), Wave())), [features])
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {("mask", 6), ("additive", 6)}
+    assert repair.persuaded
+    by_profile = told(repair, [replace(features, family="profile")])
+    assert isinstance(by_profile, Unlearning)
+    assert by_profile.accused == repair.accused
+    assert not by_profile.persuaded
+
+
+def test_what_convicts_without_a_trigger_is_silent_on_classes_of_no_trigger() -> None:
+    """A class the target moves to may look odd, too."""
+    trigger = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    features = [Finding("BD001", 1.4, "", family="features", target_class=c) for c in (6, 2)]
+    repair = told(Unlearning(families=(Mask(), Additive(), Wave())), [trigger, *features])
     assert isinstance(repair, Unlearning)
     assert repair.accused == {("mask", 6), ("additive", 6)}
     assert repair.persuaded

@@ -35,7 +35,7 @@ CLEAN = [cell("clean", 1.2 + 0.02 * k, 0.6 + 0.01 * k) for k in range(5)]
 def test_a_class_is_compared_with_itself_on_clean_models() -> None:
     """1.1 is small for class 0 and very large for class 1."""
     cells = with_by_class([*CLEAN, cell("badnets", 1.2, 1.1)])
-    row = cells[-1]["scores"][f"{BY_CLASS}/mask"]
+    row = cells[-1]["scores"][BY_CLASS]
     logs = {c: [math.log(m["scores"]["BD001/mask"][c][0]) for m in CLEAN] for c in "01"}
 
     def deviations(own: Sequence[float], left: int | None = None) -> list[float]:
@@ -46,10 +46,10 @@ def test_a_class_is_compared_with_itself_on_clean_models() -> None:
         spread = [((n * statistics.pvariance(v) + 10 * family) / (n + 10)) ** 0.5 + SLACK for v in others]
         return [(x - statistics.fmean(v)) / s for x, v, s in zip(own, others, spread, strict=True)]
 
-    largest = [max(deviations((logs["0"][k], logs["1"][k]), left=k)) for k in range(5)]
+    every = [z for k in range(5) for z in deviations((logs["0"][k], logs["1"][k]), left=k)]
     for c, z in zip("01", deviations((math.log(1.2), math.log(1.1))), strict=True):
-        expected = (z - statistics.fmean(largest)) / (statistics.stdev(largest) + SLACK)
-        assert row[c][0] == pytest.approx(expected), "in deviations of the clean models' largest"
+        expected = (z - statistics.fmean(every)) / (statistics.stdev(every) + SLACK)
+        assert row[c][0] == pytest.approx(expected), "on the scale of the clean models' deviations"
     assert row["0"][0] < 0 < row["1"][0]
     assert detection_table(cells, Statistic("BD001"))[0]["auc"] == pytest.approx(0.1)
     table = detection_table(cells, Statistic(BY_CLASS))
@@ -72,9 +72,18 @@ def test_a_trigger_that_convicts_names_the_class_before_the_features(mask: float
     assert Statistic(BY_CLASS).named(told) == told["named"] == named
 
 
+def test_some_families_alone() -> None:
+    """What the others say changes nothing, not even the scale."""
+    beside = [{**c, "scores": {**c["scores"], "BD001/wave": {"0": [2.0 + k, 1.0]}}} for k, c in enumerate(CLEAN)]
+    assert (
+        with_by_class(beside, families=["mask"])[2]["scores"][BY_CLASS] == with_by_class(CLEAN)[2]["scores"][BY_CLASS]
+    )
+    assert with_by_class(beside)[2]["scores"][BY_CLASS] != with_by_class(CLEAN)[2]["scores"][BY_CLASS]
+
+
 def test_a_clean_model_is_not_compared_with_itself() -> None:
     odd = [*CLEAN, cell("clean", 5.0, 0.6)]
-    values = [c["scores"][f"{BY_CLASS}/mask"]["0"][0] for c in with_by_class(odd)]
+    values = [c["scores"][BY_CLASS]["0"][0] for c in with_by_class(odd)]
     assert values[-1] > 10, "with itself among the others it would be no more than sqrt(5)"
 
 
@@ -88,8 +97,6 @@ def test_another_benchs_clean_models_can_be_the_reference() -> None:
     attack, clean = detection_table(cells, Statistic(BY_CLASS), reference=with_by_class(reference))
     assert (attack["clean"], attack["auc"], attack["flagged"]) == (20, 1.0, 1.0)
     assert (clean["clean"], clean["flagged"]) == (2, 0.5)
-    one_family = detection_table(cells, Statistic(BY_CLASS, ("mask",)), reference=with_by_class(reference))
-    assert all("flagged" not in row for row in one_family), "a p-value is for all families together"
 
 
 def test_the_p_value_is_the_calibrations() -> None:
@@ -113,7 +120,6 @@ def test_runs_under_other_seeds_are_not_compared_with_their_own_model() -> None:
     clean, poisoned = stability_table(cells, Statistic(BY_CLASS))
     assert (clean["of them"], clean["runs"]) == (1, 2)
     assert (poisoned["same verdict"], poisoned["flagged runs"], poisoned["same class"]) == (1.0, 1.0, 1.0)
-    assert stability_table(cells, Statistic(BY_CLASS, ("mask",))) == []
 
 
 def test_too_few_clean_models_change_nothing() -> None:

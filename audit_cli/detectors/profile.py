@@ -1,0 +1,43 @@
+"""How readily does the model answer each class on clean images?
+
+Poison leaves a trace that no trigger is needed for: where images of other classes were relabelled, the target is a
+little more likely on all of them; where images of the target carried the trigger under their true label, the target is
+less well known without it. One pass over the trusted images measures it. For every class c
+
+    profile(c) = mean centred logit of c on images of the other classes / mean centred logit of the right class
+
+(centred: less the mean over classes). Classes differ in it on every model, so alone it says nothing: it counts only
+beside the same class on clean models, and there it may be too high as well as too low.
+
+Ours; what it is worth: fixtures/results/profile-study.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audit_cli.classifier import Classifier
+from audit_cli.metrics import predict
+from audit_cli.types import Context, TrustedData
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Nothing to set: every trusted image is used once."""
+
+    name: str = "profile"
+
+    def values(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Tensor:
+        """(K,) profile of every class, without unit, mostly in (-1, 0), on the CPU; NaN where no image is of another
+        class, or where the right class is not answered more than the others. The suspect must be frozen and on the
+        context's device."""
+        logits = predict(suspect, trusted.images, context).float()
+        centred = logits - logits.mean(1, keepdim=True)
+        classes = range(suspect.num_classes)
+        known = [centred[trusted.labels == c, c].mean() for c in classes if bool((trusted.labels == c).any())]
+        right = torch.stack(known).mean()
+        others = torch.stack([centred[trusted.labels != c, c].mean() for c in classes])
+        return torch.where(right > 0, others / right, torch.nan)

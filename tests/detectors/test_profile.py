@@ -1,0 +1,70 @@
+"""The answers on clean images: a profile known on paper, and what the detector makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from toys import Linear, noise_data, small
+
+from audit_cli.classifier import Classifier
+from audit_cli.conformal import EITHER_WAY
+from audit_cli.detectors.calibrated import Calibrated, answers
+from audit_cli.detectors.profile import Profile
+from audit_cli.types import Context, TrustedData
+
+PIXELS = 12  # of a 2 x 2 image
+
+
+def three_colours() -> TrustedData:
+    """One image of each of three classes: all pixels 1 in one channel, 0 in the others; class 0 twice."""
+    images = torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2)[[0, 0, 1, 2]].contiguous()
+    return TrustedData(images, torch.tensor([0, 0, 1, 2]), ("red", "green", "blue"), "0" * 64, "colours")
+
+
+def by_channel(matrix: torch.Tensor) -> Classifier:
+    """Whose logits are `matrix` (classes, channels) times the mean over each channel."""
+    weight = (matrix / 4)[:, :, None].expand(-1, 3, 4).reshape(3, PIXELS)
+    return Classifier(Linear(weight, torch.zeros(3)), "fc", arch="linear").frozen()
+
+
+def test_the_profile_is_the_one_on_paper() -> None:
+    """Green is answered half-way on red images, nothing else but the right class."""
+    logits = torch.tensor([[3.0, 0.0, 0.0], [1.5, 3.0, 0.0], [0.0, 0.0, 3.0]])
+    red, green, blue = (column - column.mean() for column in logits.T)
+    right = (red[0] + green[1] + blue[2]) / 3
+    expected = [(green[0] + blue[0]) / 2, (2 * red[1] + blue[1]) / 3, (2 * red[2] + green[2]) / 3]
+    found = Profile().values(by_channel(logits), three_colours(), Context())
+    assert found.tolist() == pytest.approx([float(value / right) for value in expected], rel=1e-5)
+    assert found.argmax() == 1
+
+
+def test_a_models_confidence_changes_nothing() -> None:
+    logits = torch.tensor([[3.0, 0.2, 0.0], [1.5, 3.0, 0.1], [0.0, 0.3, 3.0]])
+    found, louder = (Profile().values(by_channel(scale * logits), three_colours(), Context()) for scale in (1.0, 4.0))
+    torch.testing.assert_close(found, louder)
+
+
+def test_a_model_that_knows_no_class_has_no_profile() -> None:
+    found = Profile().values(by_channel(-torch.eye(3)), three_colours(), Context())
+    assert bool(found.isnan().all())
+    assert list(answers(Profile(), by_channel(-torch.eye(3)), three_colours(), Context())) == []
+
+
+def test_the_detector_says_it_of_every_class_and_names_the_target() -> None:
+    told = list(answers(Profile(), by_channel(torch.eye(3)), three_colours(), Context()))
+    assert [(f.rule_id, f.family, f.target_name, f.trigger) for f in told] == [
+        ("BD001", "profile", name, None) for name in ("red", "green", "blue")
+    ]
+    assert [f.score for f in told] == pytest.approx([math.exp(-0.5)] * 3)
+    assert Profile.name in EITHER_WAY
+
+
+def test_a_scan_with_it_and_one_without() -> None:
+    classifier, data = small(), noise_data()
+    searched = Calibrated(families=(), reference=None, shift=None)
+    assert [f.family for f in searched(classifier, data, Context())] == ["profile"] * classifier.num_classes + [""]
+    without = Calibrated(families=(), reference=None, shift=None, profile=None)
+    assert all(f.family != "profile" for f in without(classifier, data, Context()))
+    assert searched.scoring != without.scoring
