@@ -42,6 +42,7 @@ from torch import Tensor
 
 SLACK = 0.01  # ours: of log scores; where no clean scores differ there is nothing to divide by
 PRIOR_MODELS = 10  # ours
+FLOATS_AT_ONCE = 2**22  # bounds the memory
 FROM = " from "  # between a family and a source class
 EITHER_WAY = frozenset({"profile"})  # families of which a small score is as odd as a large one
 
@@ -64,16 +65,20 @@ def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Tenso
 def statistic(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:
     """t (N, families, classes) of deviations z (N, rows, classes), on the scale of the `members` (M, rows, classes);
     NaN where there is nothing to compare."""
-    families = families_of(rows)
-    own, known = _by_family(z, rows), _by_family(members, rows)
-    for f in range(len(families)):
+    u = on_one_scale(z, members, rows)
+    largest = u.nan_to_num(-torch.inf).sort(1, descending=True)
+    following = torch.cat([largest.values[:, 1:], torch.zeros_like(u[:, :1])], 1)
+    return u + torch.zeros_like(u).scatter(1, largest.indices, following).clamp_min(0)
+
+
+def on_one_scale(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:
+    """u (N, families, classes); otherwise as `statistic`."""
+    u, known = _by_family(z, rows), _by_family(members, rows)
+    for f in range(u.shape[1]):
         values = known[:, f][~known[:, f].isnan()]
         if len(values) > 1:
-            own[:, f] = (own[:, f] - values.mean()) / (values.std() + SLACK)
-    largest = own.nan_to_num(-torch.inf).sort(1, descending=True)
-    following = torch.cat([largest.values[:, 1:], torch.zeros_like(own[:, :1])], 1)
-    beside = torch.zeros_like(own).scatter(1, largest.indices, following)
-    return own + beside.clamp_min(0)
+            u[:, f] = (u[:, f] - values.mean()) / (values.std() + SLACK)
+    return u
 
 
 def _by_family(z: Tensor, rows: Sequence[str]) -> Tensor:
@@ -89,19 +94,25 @@ def _by_family(z: Tensor, rows: Sequence[str]) -> Tensor:
 
 
 def each_standard(models: Tensor) -> Tensor:
-    """`standard` of each of the models (N, families, classes) among the others."""
-    return torch.stack([standard(model, torch.cat([models[:k], models[k + 1 :]])) for k, model in enumerate(models)])
+    """`standard` of each of the models (N, rows, classes) among the others."""
+    found = []
+    for part in torch.arange(len(models)).split(max(1, FLOATS_AT_ONCE // models.numel())):
+        others = models.repeat(len(part), 1, 1, 1)
+        others[torch.arange(len(part)), part] = math.nan
+        found.append(standard(models[part], others))
+    return torch.cat(found)
 
 
 def standard(scores: Tensor, others: Tensor) -> Tensor:
-    """Log scores (families, classes) in deviations of the `others` (N, families, classes) from their mean, class by
-    class; from the family's where fewer than two of them have the class. NaN where there is nothing to compare."""
+    """Log scores (…, rows, classes) in deviations of the `others` (…, N, rows, classes) from their mean, class by
+    class; from the row's where fewer than two of them have the class. NaN where there is nothing to compare."""
     known = ~others.isnan()
-    count, whole = known.sum(0), known.sum((0, 2))[:, None]
+    count, whole = known.sum(-3), known.sum((-3, -1))[..., None]
     filled = others.nan_to_num(0.0)
-    mean = torch.where(count > 1, filled.sum(0) / count.clamp(min=1), filled.sum((0, 2))[:, None] / whole.clamp(min=1))
-    squares = torch.where(known, others - mean, 0.0).nan_to_num(0.0).square()
-    family = squares.sum((0, 2))[:, None] / whole
+    of_row = filled.sum((-3, -1))[..., None] / whole.clamp(min=1)
+    mean = torch.where(count > 1, filled.sum(-3) / count.clamp(min=1), of_row)
+    squares = torch.where(known, others - mean.unsqueeze(-3), 0.0).square()
+    family = squares.sum((-3, -1))[..., None] / whole
     own = torch.where(count > 1, count, 0)
-    variance = (torch.where(count > 1, squares.sum(0), 0.0) + PRIOR_MODELS * family) / (own + PRIOR_MODELS)
+    variance = (torch.where(count > 1, squares.sum(-3), 0.0) + PRIOR_MODELS * family) / (own + PRIOR_MODELS)
     return torch.where(whole > 1, (scores - mean) / (variance.sqrt() + SLACK), math.nan)

@@ -25,7 +25,7 @@ from audit_cli.calibration import (
     scores_of,
     with_p_values,
 )
-from audit_cli.conformal import SLACK, families_of, statistic
+from audit_cli.conformal import SLACK, each_standard, families_of, standard, statistic
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.errors import AuditError, PolicyError
 from audit_cli.judgement import judge
@@ -114,6 +114,17 @@ def test_a_class_is_judged_by_its_two_largest_deviations() -> None:
         expected = [sums[mask[c]], sums[features[c]], sums[profile[c]]]
         assert t[:, c].tolist() == pytest.approx(expected)
         assert float(t[:, c].max()) == pytest.approx(u[0] + u[1])
+
+
+def test_many_models_are_compared_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    models[2, 1, 3] = math.nan
+    whole = each_standard(models)
+    monkeypatch.setattr("audit_cli.conformal.FLOATS_AT_ONCE", 200)
+    torch.testing.assert_close(each_standard(models), whole, equal_nan=True)
+    for k, model in enumerate(models):
+        others = torch.cat([models[:k], models[k + 1 :]])
+        torch.testing.assert_close(whole[k], standard(model, others), equal_nan=True)
 
 
 def test_a_family_without_a_score_takes_nothing_from_the_others() -> None:

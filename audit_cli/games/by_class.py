@@ -38,11 +38,11 @@ def with_by_class(
     )
     if not rows or len(known) < LEAST_MODELS:
         return list(cells)
-    logs = torch.stack([_logs(cell, families, rows, classes) for cell in known])
+    logs = torch.stack([log_scores(cell, families, rows, classes) for cell in known])
     every = each_standard(logs)
     found: list[Mapping[str, Any]] = []
     for cell in cells:
-        own = _logs(cell, families, rows, classes)
+        own = log_scores(cell, families, rows, classes)
         others = logs[[other["victim"] != cell["victim"] for other in known]]
         members = every if len(others) == len(logs) else each_standard(others)
         t = statistic(standard(own, others)[None], members, rows)[0].nan_to_num(-torch.inf)
@@ -85,7 +85,7 @@ def _row(values: Sequence[float], classes: Sequence[str]) -> dict[str, list[floa
     return {c: [value, None] for c, value in zip(classes, values, strict=True) if math.isfinite(value)}
 
 
-def _logs(
+def log_scores(
     cell: Mapping[str, Any], families: Collection[str] | None, rows: Sequence[str], classes: Sequence[str]
 ) -> Tensor:
     """(rows, classes), NaN where the cell has no score."""
