@@ -20,6 +20,7 @@ from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.margin import Margin
 from audit_cli.detectors.published import Published
+from audit_cli.detectors.profile import Profile
 from audit_cli.detectors.shift import Shift
 from audit_cli.detectors.weights import Weights
 from audit_cli.inversion import FAMILIES
@@ -226,7 +227,7 @@ def test_detectors_measure_and_leave_no_trace(name: str, frozen: bool) -> None:
         if finding.target_class is not None:
             assert 0 <= finding.target_class < 5
             assert finding.target_name == f"k{finding.target_class}"
-        assert (finding.family not in ("", Shift().name)) == (finding.trigger is not None)
+        assert (finding.family not in ("", Shift().name, Profile().name)) == (finding.trigger is not None)
         if finding.trigger is not None:
             assert finding.family in FAMILIES
             assert finding.trigger.target == (NO_CLASS if finding.target_class is None else finding.target_class)

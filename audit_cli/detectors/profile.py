@@ -23,6 +23,8 @@ from audit_cli.classifier import Classifier
 from audit_cli.metrics import predict
 from audit_cli.types import Context, TrustedData
 
+MOST = 3.0  # ours: of a model that hardly knows the right class, nothing more is told
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -31,13 +33,13 @@ class Profile:
     name: str = "profile"
 
     def values(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Tensor:
-        """(K,) profile of every class, without unit, mostly in (-1, 0), on the CPU; NaN where no image is of another
-        class, or where the right class is not answered more than the others. The suspect must be frozen and on the
-        context's device."""
+        """(K,) profile of every class, without unit, mostly in (-1, 0) and cut off at ±MOST, on the CPU; NaN where no
+        image is of another class, or where the right class is not answered more than the others. The suspect must be
+        frozen and on the context's device."""
         logits = predict(suspect, trusted.images, context).float()
         centred = logits - logits.mean(1, keepdim=True)
         classes = range(suspect.num_classes)
         known = [centred[trusted.labels == c, c].mean() for c in classes if bool((trusted.labels == c).any())]
         right = torch.stack(known).mean()
         others = torch.stack([centred[trusted.labels != c, c].mean() for c in classes])
-        return torch.where(right > 0, others / right, torch.nan)
+        return torch.where(right > 0, (others / right).clamp(-MOST, MOST), torch.nan)

@@ -63,7 +63,7 @@ class TestCalibrate:
         assert calibrate(out, *CLEAN) == 0
         found = read(out)
         assert len(found.models) == 2
-        assert found.families == ("mask",)
+        assert found.rows == ("mask",)
         assert found.models[0].scores["mask"] == pytest.approx(tuple(1 + c / 10 for c in range(10)))
         assert 0.9 < found.models[0].accuracy <= 1
 

@@ -67,7 +67,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 def test_a_victim_and_its_manifest(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "victim"
-    more = ["--count", "40", "--target", "1", "--steps", "120", "--set", "share=0.25", "--seed", "2"]
+    more = ["--count", "40", "--target", "1", "--steps", "240", "--set", "share=0.25", "--seed", "2"]
     assert run(arguments(data, out, *more)) == 0
     assert capsys.readouterr().out == ""
     m = manifest(out)

@@ -11,7 +11,7 @@ from toys import Linear, noise_data, small
 from audit_cli.classifier import Classifier
 from audit_cli.conformal import EITHER_WAY
 from audit_cli.detectors.calibrated import Calibrated, answers
-from audit_cli.detectors.profile import Profile
+from audit_cli.detectors.profile import MOST, Profile
 from audit_cli.types import Context, TrustedData
 
 PIXELS = 12  # of a 2 x 2 image
@@ -50,6 +50,14 @@ def test_a_model_that_knows_no_class_has_no_profile() -> None:
     found = Profile().values(by_channel(-torch.eye(3)), three_colours(), Context())
     assert bool(found.isnan().all())
     assert list(answers(Profile(), by_channel(-torch.eye(3)), three_colours(), Context())) == []
+
+
+def test_a_model_that_hardly_knows_any_is_cut_off() -> None:
+    """By a hair more than nothing: the ratio would be in the thousands, and e to it no number."""
+    logits = 1e-5 * torch.eye(3) + torch.tensor([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
+    found = Profile().values(by_channel(logits), three_colours(), Context())
+    assert found.abs().max() == MOST
+    assert all(math.isfinite(f.score) for f in answers(Profile(), by_channel(logits), three_colours(), Context()))
 
 
 def test_the_detector_says_it_of_every_class_and_names_the_target() -> None:
