@@ -19,8 +19,8 @@ from audit_cli.detectors.ban import BAN
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.margin import Margin
-from audit_cli.detectors.published import Published
 from audit_cli.detectors.profile import Profile
+from audit_cli.detectors.published import Published
 from audit_cli.detectors.shift import Shift
 from audit_cli.detectors.weights import Weights
 from audit_cli.inversion import FAMILIES
