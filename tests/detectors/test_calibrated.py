@@ -183,7 +183,7 @@ def test_an_unreachable_class_is_reported_and_acquits_nobody() -> None:
     planted = Planted(weight=0)
     classifier = planted.classifier()
     classifier.head.bias.data[1] -= 1e4
-    detector = Calibrated(race=Race(steps=20, first=20), reference=identity)
+    detector = Calibrated(race=Race(steps=20, first=20), reference=identity, profile=None)
     findings = list(detector(classifier, planted.data(), Context()))
     assert next(f.score for f in findings if f.rule_id == "BD107") >= 1
     unreached = {f.family: f.score for f in findings if f.rule_id == "BD001" and f.target_class == 1}
