@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,14 +79,17 @@ def variants(cells: Cells) -> list[Statistic]:
 
 
 def cost(cell: Mapping[str, Any], statistic: Statistic) -> float:
-    """CPU seconds of the families that `statistic` needs; of the whole detector where the cell does not tell."""
+    """CPU seconds of the families that `statistic` needs, as far as the cell tells them, NaN where it tells none; of the
+    whole detector where it tells nothing apart."""
     costs: Mapping[str, float] = cell.get("costs", {})
     used = [
         seconds
         for rule, _, family, seconds in ((*key.partition("/"), seconds) for key, seconds in costs.items())
         if statistic.rule.startswith(rule) and (statistic.families is None or family in statistic.families)
     ]
-    return sum(used) if used and statistic.families is not None else float(cell["cpu_seconds"])
+    if statistic.families is None or not costs:
+        return float(cell["cpu_seconds"])
+    return sum(used) if used else math.nan
 
 
 def stability_table(cells: Cells, statistic: Statistic) -> list[Row]:

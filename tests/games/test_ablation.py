@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -44,6 +45,8 @@ def test_a_statistic_costs_what_its_families_cost() -> None:
     rows = {row["statistic"]: row["cpu s"] for row in ablation_table(CELLS)}
     assert (rows["X"], rows["X/a"], rows["X/a+c"]) == (20.0, 3.0, 10.0)
     assert cost({"cpu_seconds": 9.0}, Statistic("X", ("a",))) == 9.0, "an older cell tells the whole only"
+    assert math.isnan(cost({"cpu_seconds": 9.0, "costs": {"X/a": 3.0}}, Statistic("X", ("b",)))), "not measured there"
+    assert cost({"cpu_seconds": 9.0, "costs": {"X/a": 3.0}}, Statistic("X", ("a", "b"))) == 3.0
 
 
 def test_stability_counts_models_whose_runs_agree() -> None:
