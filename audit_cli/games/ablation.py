@@ -79,8 +79,8 @@ def variants(cells: Cells) -> list[Statistic]:
 
 
 def cost(cell: Mapping[str, Any], statistic: Statistic) -> float:
-    """CPU seconds of the families that `statistic` needs, as far as the cell tells them, NaN where it tells none; of the
-    whole detector where it tells nothing apart."""
+    """CPU seconds of the families that `statistic` needs, as far as the cell tells them, NaN where it tells none of
+    these; of the whole detector where it tells nothing apart."""
     costs: Mapping[str, float] = cell.get("costs", {})
     used = [
         seconds
