@@ -20,7 +20,9 @@ from torch import Tensor
 
 from audit_cli.checkpoint import strict_json
 from audit_cli.classifier import Classifier
-from audit_cli.conformal import EITHER_WAY, FROM, conformal, families_of
+from audit_cli.conformal import FROM, conformal, families_of
+from audit_cli.detectors.calibrated import APART
+from audit_cli.detectors.profile import Profile
 from audit_cli.errors import AuditError, PolicyError
 from audit_cli.report.sanitise import clean
 from audit_cli.resources import bundled_calibrations, violations
@@ -31,6 +33,7 @@ SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 MARGIN = 0.05  # ours: of accuracy, around the clean models'
 FEWEST = 0.8  # ours: trusted images, as a share of those the clean models were scored with
 LEAST = 0.05  # ours: smaller scores are all the same
+ONLY_COMPARED = frozenset(Profile().families)  # of these a score alone means nothing
 
 Scores = Mapping[tuple[str, str], float]  # (family, class name) -> score
 
@@ -136,7 +139,9 @@ class Calibration:
         rate = None if alpha is None else math.floor(alpha * (n + 1) + 1e-9) / (n + 1)
         scored = f"{n} clean models of this kind ({self.domain}) have been scored"
         bound = (
-            "; the thresholds are the policy's own" if rate is None else f": one more is flagged in {rate:.1%} at most"
+            "; the thresholds are the policy's own"
+            if rate is None
+            else f": beside them one more is flagged in {rate:.1%} at most"
         )
         return {
             "in_domain": True,
@@ -173,7 +178,7 @@ def scores_of(findings: Iterable[Finding]) -> dict[tuple[str, str], float]:
     family of their own."""
     found = {}
     for f in findings:
-        if f.rule_id == RULE and f.target_name:
+        if f.rule_id == RULE and f.target_name and f.family not in APART:
             target = named(f.target_name)
             found[f.family, target] = round(f.score, 4)
             found |= {(from_source(f.family, name), target): round(s, 4) for name, s in f.by_source.items()}
@@ -192,7 +197,7 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
     told = [
         replace(f, p_value=p.get((f.family, named(f.target_name or "")))) if f.rule_id == RULE else f for f in findings
     ]
-    return [f for f in told if f.p_value is not None or f.family not in EITHER_WAY]
+    return [f for f in told if f.p_value is not None or f.family not in ONLY_COMPARED]
 
 
 def find(own: Sequence[Path], domain: Domain, detectors: Iterable[object]) -> Calibration | None:

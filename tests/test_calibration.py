@@ -39,20 +39,20 @@ SCORES = (0.9, 1.0, 1.1, 1.2)
 def calibration(domain: Domain = DOMAIN, detector: str = "0" * 16) -> Calibration:
     """Birds need small triggers on every model, cats large ones; `additive` does not tell models apart."""
     models = tuple(
-        Clean(f"{k:064x}", "resnet8-cifar", 0.8, {"mask": (2 * score, score / 2), "additive": (0.5, 0.5)})
+        Clean(f"{k:064x}", "resnet8-cifar", 0.8, {"additive": (2 * score, score / 2), "wave": (0.5, 0.5)})
         for k, score in enumerate(SCORES)
     )
     return Calibration("test", domain, detector, "f" * 64, 500, models)
 
 
 def p_of(bird: float, cat: float) -> dict[tuple[str, str], float]:
-    return calibration().p_values({("mask", "bird"): bird, ("mask", "cat"): cat})
+    return calibration().p_values({("additive", "bird"): bird, ("additive", "cat"): cat})
 
 
 def test_a_score_is_compared_with_the_same_class() -> None:
-    assert p_of(2.1, 0.52)["mask", "bird"] > 0.4, "ordinary for a bird"
-    assert p_of(2.1, 2.1)["mask", "cat"] == pytest.approx(0.2), "of five models the most unusual: a cat like a bird"
-    assert p_of(2.1, 2.1)["mask", "bird"] > 0.4
+    assert p_of(2.1, 0.52)["additive", "bird"] > 0.4, "ordinary for a bird"
+    assert p_of(2.1, 2.1)["additive", "cat"] == pytest.approx(0.2), "of five models the most unusual: a cat like a bird"
+    assert p_of(2.1, 2.1)["additive", "bird"] > 0.4
 
 
 @pytest.mark.parametrize(("bird", "cat"), [(2.05, 0.51), (1.9, 0.7), (2.6, 0.61), (0.3, 0.3)])
@@ -64,20 +64,22 @@ def test_the_p_value_is_the_rank_of_the_largest_deviation(bird: float, cat: floa
         others = [member[c] for i, member in enumerate(bag) if i != k]
         return (bag[k][c] - statistics.fmean(others)) / (statistics.pstdev(others) + SLACK)
 
-    models = tuple(replace(m, scores={"mask": m.scores["mask"]}) for m in calibration().models)
-    p = replace(calibration(), models=models).p_values({("mask", "bird"): bird, ("mask", "cat"): cat})
+    models = tuple(replace(m, scores={"additive": m.scores["additive"]}) for m in calibration().models)
+    p = replace(calibration(), models=models).p_values({("additive", "bird"): bird, ("additive", "cat"): cat})
     largest = [max(deviation(k, 0), deviation(k, 1)) for k in range(4)]
     for c, name in enumerate(DOMAIN.classes):
         expected = (1 + sum(z >= deviation(4, c) for z in largest)) / 5
-        assert p["mask", name] == pytest.approx(expected)
+        assert p["additive", name] == pytest.approx(expected)
 
 
 def test_a_class_whose_clean_scores_agree_is_judged_by_the_familys_spread() -> None:
     """No clean model gets within reach of a cat, so all have the same score there; birds differ by a tenth or two."""
-    models = tuple(replace(m, scores={"mask": (s, 0.5)}) for m, s in zip(calibration().models, SCORES, strict=True))
+    models = tuple(replace(m, scores={"additive": (s, 0.5)}) for m, s in zip(calibration().models, SCORES, strict=True))
     here = replace(calibration(), models=models)
-    assert here.p_values({("mask", "bird"): 1.0, ("mask", "cat"): 0.52})["mask", "cat"] > 0.2, "as near as birds are"
-    assert here.p_values({("mask", "bird"): 1.0, ("mask", "cat"): 1.0})["mask", "cat"] == pytest.approx(0.2)
+    assert here.p_values({("additive", "bird"): 1.0, ("additive", "cat"): 0.52})["additive", "cat"] > 0.2, (
+        "near, as birds"
+    )
+    assert here.p_values({("additive", "bird"): 1.0, ("additive", "cat"): 1.0})["additive", "cat"] == pytest.approx(0.2)
 
 
 def test_p_values_of_clean_models_are_never_too_small() -> None:
@@ -86,8 +88,8 @@ def test_p_values_of_clean_models_are_never_too_small() -> None:
     small, draws, n = 0, 1500, 19
     for _ in range(draws):
         values = (torch.randn(n + 1, 2, generator=g) * torch.tensor([0.1, 0.4])).exp().tolist()
-        models = tuple(Clean("0" * 64, "a", 0.9, {"mask": tuple(value)}) for value in values[:n])
-        suspect = dict(zip((("mask", "bird"), ("mask", "cat")), values[n], strict=True))
+        models = tuple(Clean("0" * 64, "a", 0.9, {"additive": tuple(value)}) for value in values[:n])
+        suspect = dict(zip((("additive", "bird"), ("additive", "cat")), values[n], strict=True))
         small += min(replace(calibration(), models=models).p_values(suspect).values()) <= 0.05 + 1e-9
     assert small / draws == pytest.approx(0.05, abs=0.015)
 
@@ -138,12 +140,16 @@ def test_a_family_without_a_score_takes_nothing_from_the_others() -> None:
 def test_two_doubts_about_one_class_weigh_more_than_two_about_two() -> None:
     g = torch.Generator().manual_seed(0)
     models = tuple(
-        Clean("0" * 64, "a", 0.9, dict(zip(("mask", "wave"), map(tuple, values.tolist()), strict=True)))
+        Clean("0" * 64, "a", 0.9, dict(zip(("additive", "wave"), map(tuple, values.tolist()), strict=True)))
         for values in (torch.randn(40, 2, 2, generator=g) * 0.1).exp()
     )
     here, odd = replace(calibration(), models=models), math.exp(0.22)
-    one = here.p_values({("mask", "bird"): odd, ("wave", "bird"): odd, ("mask", "cat"): 1.0, ("wave", "cat"): 1.0})
-    two = here.p_values({("mask", "bird"): odd, ("wave", "bird"): 1.0, ("mask", "cat"): 1.0, ("wave", "cat"): odd})
+    one = here.p_values(
+        {("additive", "bird"): odd, ("wave", "bird"): odd, ("additive", "cat"): 1.0, ("wave", "cat"): 1.0}
+    )
+    two = here.p_values(
+        {("additive", "bird"): odd, ("wave", "bird"): 1.0, ("additive", "cat"): 1.0, ("wave", "cat"): odd}
+    )
     assert min(one.values()) <= 0.05 < min(two.values())
 
 
@@ -157,8 +163,8 @@ def test_a_profile_counts_both_ways_and_only_beside_clean_models() -> None:
         assert p["profile", "bird"] == pytest.approx(0.2)
         assert p["profile", "cat"] > 0.4
     told = Finding("BD001", 3.0, "", family="profile", target_class=0, target_name="bird")
-    known = [told, replace(told, family="mask")]
-    assert [f.family for f in with_p_values(known, None)] == ["mask"]
+    known = [told, replace(told, family="additive")]
+    assert [f.family for f in with_p_values(known, None)] == ["additive"]
     assert [f.p_value for f in with_p_values([told], here)] == [pytest.approx(0.2)]
 
 
@@ -181,11 +187,11 @@ def test_a_finding_has_the_smallest_p_value_of_its_sources() -> None:
 def test_classes_that_few_models_have_are_compared_with_the_family() -> None:
     """As in a race: each model has scores for the classes that came through."""
     models = [
-        replace(model, scores={"mask": (1.0 + k / 10, None) if k else (None, 1.0)})
+        replace(model, scores={"additive": (1.0 + k / 10, None) if k else (None, 1.0)})
         for k, model in enumerate(calibration().models)
     ]
-    found = replace(calibration(), models=tuple(models)).p_values({("mask", "cat"): 9.0, ("warp", "cat"): 1.0})
-    assert found == {("mask", "cat"): pytest.approx(0.2)}, "cat is compared; warp is no family of this calibration"
+    found = replace(calibration(), models=tuple(models)).p_values({("additive", "cat"): 9.0, ("warp", "cat"): 1.0})
+    assert found == {("additive", "cat"): pytest.approx(0.2)}, "cat is compared; warp is no family of this calibration"
 
 
 def test_the_statement_says_what_alpha_guarantees() -> None:
@@ -215,14 +221,14 @@ def test_too_few_models_cannot_decide() -> None:
 def test_a_p_value_decides_in_the_threshold_s_place(p: float | None, alpha: float, fired: bool) -> None:
     policy = Policy.load("default")
     rules = {**policy.rules, "BD001": replace(policy.rules["BD001"], alpha=alpha)}
-    finding = Finding("BD001", 1.2, "small", family="mask", p_value=p)
+    finding = Finding("BD001", 1.2, "small", family="additive", p_value=p)
     verdict, _, reasons, _ = judge([finding], replace(policy, rules=rules), "", date(2026, 1, 1))
     assert (verdict == "FAIL") == fired
     assert ("p-value 0.04" in reasons[0]) == fired
 
 
 def test_a_low_threshold_does_not_overrule_a_common_p_value() -> None:
-    finding = Finding("BD001", 9.0, "small", family="mask", p_value=0.5)
+    finding = Finding("BD001", 9.0, "small", family="additive", p_value=0.5)
     assert judge([finding], Policy.load("default"), "", date(2026, 1, 1))[0] == "PASS"
 
 
@@ -272,20 +278,30 @@ def test_the_reference_has_no_part_in_the_fingerprint() -> None:
 
 
 def test_only_bd001_gets_a_p_value() -> None:
-    findings = [Finding(rule, 2.1, "", family="mask", target_class=1, target_name="CAT") for rule in ("BD001", "BD002")]
+    findings = [
+        Finding(rule, 2.1, "", family="additive", target_class=1, target_name="CAT") for rule in ("BD001", "BD002")
+    ]
     assert [f.p_value for f in with_p_values(findings, calibration())] == [pytest.approx(0.2), None]
     assert with_p_values([replace(findings[0], target_name="dog")], calibration())[0].p_value is None
     assert with_p_values(findings, None) == findings
 
 
+def test_masks_and_warps_are_left_to_their_thresholds() -> None:
+    """Even where a calibration has them."""
+    models = tuple(replace(m, scores={**m.scores, "mask": (1.0, 1.0)}) for m in calibration().models)
+    here = replace(calibration(), models=models)
+    told = [Finding("BD001", 9.0, "", family=f, target_name="cat") for f in ("additive", "mask", "warp")]
+    assert [f.p_value is None for f in with_p_values(told, here)] == [False, True, True]
+
+
 def test_the_entry_of_a_model_has_a_place_for_every_class() -> None:
     toy = Planted().classifier()
-    of = (("mask", "cat", 0.5), ("mask", "Bird", 0.9), ("warp", "cat", 0.7))
+    of = (("additive", "cat", 0.5), ("additive", "Bird", 0.9), ("wave", "cat", 0.7), ("mask", "cat", 0.8))
     findings = [Finding("BD001", score, "", family=f, target_name=c) for f, c, score in of]
-    other = Finding("BD002", 5.0, "", family="mask", target_name="cat")
+    other = Finding("BD002", 5.0, "", family="additive", target_name="cat")
     assert clean_model("0" * 64, toy, 0.9, [*findings, other], DOMAIN).scores == {
-        "mask": (0.9, 0.5),
-        "warp": (None, 0.7),
+        "additive": (0.9, 0.5),
+        "wave": (None, 0.7),
     }
     with pytest.raises(AuditError, match="no BD001 score"):
         clean_model("0" * 64, toy, 0.9, [Finding("BD107", 1.0, "")], DOMAIN)

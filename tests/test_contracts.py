@@ -71,6 +71,7 @@ FAMILY_ROWS: dict[str, TriggerFamily] = {
 DETECTOR_ROWS: dict[str, Detector] = {
     "ban": BAN(steps=2, batch=8),
     "calibrated": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE, reference=TUNING),
+    "compared": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE).compared,
     "encoder": Collapse(CollapseSearch(steps=5, images=4, starts=2, collapse=0.01), prototypes=3),
     "margin": Margin(starts=2, steps=3),
     "neural_cleanse": cleanse.NeuralCleanse(steps=3, search=SEARCH),
@@ -227,7 +228,7 @@ def test_detectors_measure_and_leave_no_trace(name: str, frozen: bool) -> None:
         if finding.target_class is not None:
             assert 0 <= finding.target_class < 5
             assert finding.target_name == f"k{finding.target_class}"
-        assert (finding.family not in ("", Shift().name, Profile().name)) == (finding.trigger is not None)
+        assert (finding.family not in ("", Shift().name, *Profile().families)) == (finding.trigger is not None)
         if finding.trigger is not None:
             assert finding.family in FAMILIES
             assert finding.trigger.target == (NO_CLASS if finding.target_class is None else finding.target_class)

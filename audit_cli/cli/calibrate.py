@@ -77,7 +77,7 @@ def calibrate(
     from audit_cli.detectors.calibrated import Calibrated
     from audit_cli.models import build
 
-    detector = Calibrated(reference=None)
+    detector = Calibrated().compared
     stated, auto = stated_preprocessing(size, mean, std, preprocess), preprocess == "auto"
     with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
         raw = read_images(trusted, split=split)

@@ -14,6 +14,7 @@ from audit_cli.types import Detector
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "ban": BAN,
     "calibrated": Calibrated,
+    "compared": lambda: Calibrated().compared,  # what a calibration compares, of BD001
     "encoder": Collapse,
     "margin": Margin,
     "neural_cleanse": NeuralCleanse,

@@ -7,7 +7,7 @@ search never saw:
 - gap: how much of its success is lost on a reference model, the suspect after Pivotal Tuning (BD002).
 
 Beside the families it measures how far the last features must move to each class (`shift`), and how readily each class
-is answered on clean images (`profile`); both also BD001.
+is answered on clean images and on randomly changed ones (`profile`); all also BD001.
 
 Lukas, Kerschbaum: Pick your Poison: Undetectability versus Robustness in Data Poisoning Attacks, 2023,
 https://arxiv.org/abs/2305.09671 (Algorithm 4), and Wang et al.: Neural Cleanse, 2019,
@@ -45,12 +45,13 @@ from audit_cli.metrics import asr, predict
 from audit_cli.repairs.pivotal_tuning import PivotalTuning
 from audit_cli.types import Context, Finding, Repair, Trigger, TriggerFamily, TrustedData
 
+APART = frozenset({"mask", "warp"})  # judged by thresholds alone: compared, they add nothing (fixtures/results/)
+
 
 @dataclass(frozen=True)
 class Calibrated:
     """families: the kinds of trigger searched for. reference: the repair whose result is the reference model; None for
-    sizes alone. shift: the search in the features, profile: the answers on clean images; None for
-    none."""
+    sizes alone. shift: the search in the features, profile: the answers on clean images; None for none."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     search: Search = field(default_factory=Search)
@@ -96,10 +97,16 @@ class Calibrated:
         yield uncompared(compared - reached, suspect.num_classes, wanted)
 
     @property
+    def compared(self) -> Calibrated:
+        """The same, for the scores alone that a calibration holds."""
+        families = tuple(family for family in self.families if family.name not in APART)
+        return replace(self, families=families, reference=None)
+
+    @property
     def scoring(self) -> str:
         """Whatever BD001 scores depend on, as text: a calibration holds for one scoring only."""
-        evidence = (self.shift, self.profile)
-        return repr((self.families, self.search, self.race, *evidence, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
+        searches = (self.compared.families, self.search, self.race)
+        return repr((*searches, self.shift, self.profile, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
 
     def _shifts(
         self, shift: Shift, suspect: Classifier, trusted: TrustedData, compared: set[int], context: Context
@@ -165,18 +172,22 @@ class Calibrated:
 
 
 def answers(profile: Profile, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
-    """BD001 in the family `profile` for every class of which it tells something; the score is e to the profile."""
-    for target, value in enumerate(profile.values(suspect, trusted, context).tolist()):
-        if math.isfinite(value):
-            yield Finding(
-                rule_id="BD001",
-                score=math.exp(value),
-                message=f"on clean images of other classes its centred logit is {value:+.3f} times the right class's",
-                detector="calibrated",
-                family=profile.name,
-                target_class=target,
-                target_name=dict(enumerate(trusted.class_names)).get(target),
-            )
+    """BD001 in the profile's families for every class of which they tell something; the score is e to the value."""
+    names = dict(enumerate(trusted.class_names))
+    for family, values in profile.rises(suspect, trusted, context):
+        change = family.removeprefix(profile.name).strip("_")
+        told = f"under random {change} its centred logit rises by" if change else "its centred logit is"
+        for target, value in enumerate(values.tolist()):
+            if math.isfinite(value):
+                yield Finding(
+                    rule_id="BD001",
+                    score=math.exp(value),
+                    message=f"on clean images of other classes {told} {value:+.3f} times the right class's",
+                    detector="calibrated",
+                    family=family,
+                    target_class=target,
+                    target_name=names.get(target),
+                )
 
 
 def needed(state: State, ceiling: float) -> Tensor:

@@ -9,17 +9,24 @@ less well known without it. One pass over the trusted images measures it. For ev
 (centred: less the mean over classes). Classes differ in it on every model, so alone it says nothing: it counts only
 beside the same class on clean models, and there it may be too high as well as too low.
 
-Ours; what it is worth: fixtures/results/profile-study.json.
+A trigger leaves more behind than itself: on images that are changed at random in the way it changes them (changes.py),
+its target is a little more likely than on the clean ones. So the rise of the profile under each change counts, too:
+
+    rise(c) = profile(c) on the changed images - profile(c)
+
+Ours; what they are worth: fixtures/results/profile-study.json and changed-images-study.json.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
+from audit_cli.detectors.changes import CHANGES, Change
 from audit_cli.metrics import predict
 from audit_cli.types import Context, TrustedData
 
@@ -28,9 +35,23 @@ MOST = 3.0  # ours: of a model that hardly knows the right class, nothing more i
 
 @dataclass(frozen=True)
 class Profile:
-    """Nothing to set: every trusted image is used once."""
+    """changes: under which the rise is measured. Every trusted image is used once for each, and once as it is."""
 
+    changes: tuple[Change, ...] = CHANGES
     name: str = "profile"
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Its own, and one for each change."""
+        return (self.name, *(f"{self.name}_{change.name}" for change in self.changes))
+
+    def rises(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[tuple[str, Tensor]]:
+        """The profile (K,) under its name, and its rise (K,) under each change, by family; otherwise as `values`."""
+        plain = self.values(suspect, trusted, context)
+        yield self.name, plain
+        for family, change in zip(self.families[1:], self.changes, strict=True):
+            changed = replace(trusted, images=change(trusted.images, context.generator(stream=13)))
+            yield family, self.values(suspect, changed, context) - plain
 
     def values(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Tensor:
         """(K,) profile of every class, without unit, mostly in (-1, 0) and cut off at ±MOST, on the CPU; NaN where no

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audit_cli.calibration import RULE
+from audit_cli.detectors.calibrated import APART
 from audit_cli.games.by_class import BY_CLASS, with_by_class
 from audit_cli.games.config import CLEAN
 from audit_cli.games.summary import (
@@ -28,7 +29,7 @@ Cells = Sequence[Mapping[str, Any]]
 
 def ablation_table(cells: Cells, reference: Cells = ()) -> list[Row]:
     """For every rule of one detector's cells: all its families together, each alone, and all but each; by score, and
-    for trigger sizes as a calibration from the clean models compares them.
+    for BD001 as a calibration from the clean models compares them, there with each of those that it leaves out, too.
 
     auc: of all planted victims of all attacks against the clean models, those of `reference` where it has some, so that
     an attack counts as often as it has victims. cpu s: of the families used, mean over the models whose cells tell it
@@ -39,11 +40,9 @@ def ablation_table(cells: Cells, reference: Cells = ()) -> list[Row]:
     rows = []
     for statistic in variants(cells):
         rows += _worth(statistic.name, cells, reference or cells, statistic, timed, statistic)
-    for statistic in variants(cells):
-        if statistic.rule == RULE:
-            name = statistic.name.replace(RULE, BY_CLASS)
-            every, known = (with_by_class(c, reference, statistic.families) for c in (cells, reference or cells))
-            rows += _worth(name, every, known, Statistic(BY_CLASS), timed, statistic)
+    for name, families in compared(cells).items():
+        every, known = (with_by_class(c, reference, families) for c in (cells, reference or cells))
+        rows += _worth(name, every, known, Statistic(BY_CLASS), timed, Statistic(RULE, families))
     return rows
 
 
@@ -75,6 +74,22 @@ def variants(cells: Cells) -> list[Statistic]:
     for rule, families in alone.items():
         if len(families) > 2:
             found += [Statistic(rule, tuple(f for f in families if f != left)) for left in families]
+    return found
+
+
+def compared(cells: Cells) -> dict[str, tuple[str, ...]]:
+    """What a calibration may be made of, by name: the families it has, each alone, all but each, and all and one that
+    it leaves out."""
+    keys = dict.fromkeys(key for cell in cells for key in cell["scores"])
+    every = [family for rule, _, family in (key.partition("/") for key in keys) if rule == RULE]
+    usual = tuple(f for f in every if f not in APART)
+    found = {BY_CLASS: usual} if usual else {}
+    if len(every) > 1:
+        found |= {f"{BY_CLASS}, {f} alone": (f,) for f in every}
+    if len(usual) > 2:
+        found |= {f"{BY_CLASS} without {left}": tuple(f for f in usual if f != left) for left in usual}
+    if usual:
+        found |= {f"{BY_CLASS} with {f}": (*usual, f) for f in every if f in APART}
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from audit_cli.calibration import LEAST, RULE, from_source
 from audit_cli.conformal import conformal, each_standard, families_of, standard, statistic
+from audit_cli.detectors.calibrated import APART
 from audit_cli.games.config import CLEAN
 from audit_cli.inversion import FAMILIES
 from audit_cli.policy import Policy
@@ -26,7 +27,8 @@ def with_by_class(
 ) -> list[Mapping[str, Any]]:
     """The cells of one detector with what a calibration of clean models would say of them: as a score of the rule
     BY_CLASS, every class's statistic; `p_value`, the model's smallest; and `named`, the class with the largest
-    statistic, of a trigger's where one convicts, as a verdict names it. families: those that count; None for all.
+    statistic, of a trigger's where one convicts, as a verdict names it. families: those that count; None for those
+    that a calibration compares.
 
     The clean models are those of `reference`, or where that is empty those among the cells, each model once; no cell is
     compared with its own model. Nothing is fitted on poisoned ones. Unchanged when fewer than three clean models are
@@ -67,12 +69,12 @@ def _alpha() -> float:
 
 
 def calibrated_scores(cell: Mapping[str, Any], families: Collection[str] | None = None) -> dict[str, dict[str, float]]:
-    """family -> class -> score of BD001, of the `families` or of all; scores for one source class are a row of their
-    own, as in a calibration."""
+    """family -> class -> score of BD001, of the `families` or of those in a calibration; scores for one source class
+    are a row of their own, as there."""
     found: dict[str, dict[str, float]] = {}
     for key, row in cell["scores"].items():
         rule, _, family = key.partition("/")
-        if rule == RULE and (families is None or family in families):
+        if rule == RULE and (family not in APART if families is None else family in families):
             found[family] = {c: values[0] for c, values in row.items()}
             for c, by_source in cell.get("pairs", {}).get(key, {}).items():
                 for source, score in by_source.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from toys import Linear, noise_data, small
 
+from audit_cli.calibration import with_p_values
 from audit_cli.classifier import Classifier
 from audit_cli.conformal import EITHER_WAY
 from audit_cli.detectors.calibrated import Calibrated, answers
@@ -61,7 +63,7 @@ def test_a_model_that_hardly_knows_any_is_cut_off() -> None:
 
 
 def test_the_detector_says_it_of_every_class_and_names_the_target() -> None:
-    told = list(answers(Profile(), by_channel(torch.eye(3)), three_colours(), Context()))
+    told = list(answers(Profile(changes=()), by_channel(torch.eye(3)), three_colours(), Context()))
     assert [(f.rule_id, f.family, f.target_name, f.trigger) for f in told] == [
         ("BD001", "profile", name, None) for name in ("red", "green", "blue")
     ]
@@ -69,10 +71,41 @@ def test_the_detector_says_it_of_every_class_and_names_the_target() -> None:
     assert Profile.name in EITHER_WAY
 
 
+class Scaled:
+    """A change that is none of chance: every image darker."""
+
+    name = "dusk"
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return images * torch.tensor([0.5, 1.0, 1.0])[:, None, None]
+
+
+def test_the_rise_is_the_difference_between_two_profiles() -> None:
+    """Half as red, red images are answered half as much; that is what the two others gain on, and red images are one
+    in two."""
+    data = three_colours()
+    darker = replace(data, images=Scaled()(data.images, torch.Generator()))
+    model, profile = by_channel(torch.tensor([[3.0, 0.0, 0.0], [1.5, 3.0, 0.0], [0.0, 0.0, 3.0]])), Profile((Scaled(),))
+    (plain, clean), (family, rise) = profile.rises(model, data, Context())
+    assert (plain, family) == ("profile", "profile_dusk") == profile.families
+    torch.testing.assert_close(rise, profile.values(model, darker, Context()) - clean)
+    red = [f for f in answers(profile, model, data, Context()) if f.family == family and f.target_name == "red"]
+    assert [f.score for f in red] == pytest.approx([math.exp(float(rise[0]))])
+    assert "under random dusk" in red[0].message
+    assert float(rise.abs().max()) > 0.01
+
+
+def test_nothing_said_about_the_profile_stands_alone() -> None:
+    told = list(answers(Profile(), by_channel(torch.eye(3)), three_colours(), Context()))
+    assert len(told) == 3 * 4
+    assert with_p_values(told, None) == []
+
+
 def test_a_scan_with_it_and_one_without() -> None:
     classifier, data = small(), noise_data()
     searched = Calibrated(families=(), reference=None, shift=None)
-    assert [f.family for f in searched(classifier, data, Context())] == ["profile"] * classifier.num_classes + [""]
+    told = [f.family for f in searched(classifier, data, Context())]
+    assert told == [family for family in Profile().families for _ in range(classifier.num_classes)] + [""]
     without = Calibrated(families=(), reference=None, shift=None, profile=None)
-    assert all(f.family != "profile" for f in without(classifier, data, Context()))
+    assert all("profile" not in f.family for f in without(classifier, data, Context()))
     assert searched.scoring != without.scoring

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from audit_cli.games.ablation import ablation_table, cost, stability_table
+from audit_cli.games.ablation import ablation_table, compared, cost, stability_table
 from audit_cli.games.summary import Statistic
 
 
@@ -47,6 +47,21 @@ def test_a_statistic_costs_what_its_families_cost() -> None:
     assert cost({"cpu_seconds": 9.0}, Statistic("X", ("a",))) == 9.0, "an older cell tells the whole only"
     assert math.isnan(cost({"cpu_seconds": 9.0, "costs": {"X/a": 3.0}}, Statistic("X", ("b",)))), "not measured there"
     assert cost({"cpu_seconds": 9.0, "costs": {"X/a": 3.0}}, Statistic("X", ("a", "b"))) == 3.0
+
+
+def test_what_a_calibration_compares_and_what_it_leaves_out() -> None:
+    """Masks are added to the others by themselves, and none of the others is judged without its fellows but them."""
+    families = ("mask", "additive", "wave", "profile")
+    scores = {f"BD001/{family}": {"0": [1.0, 1.0]} for family in families}
+    assert compared([{**CELLS[0], "scores": scores}]) == {
+        "BD001 by class": ("additive", "wave", "profile"),
+        **{f"BD001 by class, {family} alone": (family,) for family in families},
+        "BD001 by class without additive": ("wave", "profile"),
+        "BD001 by class without wave": ("additive", "profile"),
+        "BD001 by class without profile": ("additive", "wave"),
+        "BD001 by class with mask": ("additive", "wave", "profile", "mask"),
+    }
+    assert compared(CELLS) == {}, "no score that a calibration knows"
 
 
 def test_stability_counts_models_whose_runs_agree() -> None:

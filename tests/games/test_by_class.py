@@ -25,7 +25,7 @@ def cell(attack: str, first: float, second: float, victim: str = "", turn: int =
         "planted": attack != "clean",
         "target": None if attack == "clean" else 1,
         "asr": None if attack == "clean" else {"value": 0.9},
-        "scores": {"BD001/mask": {"0": [first, 1.0], "1": [second, 1.0]}, "BD002/mask": {"0": [9.0, 1.0]}},
+        "scores": {"BD001/additive": {"0": [first, 1.0], "1": [second, 1.0]}, "BD002/mask": {"0": [9.0, 1.0]}},
     }
 
 
@@ -36,7 +36,7 @@ def test_a_class_is_compared_with_itself_on_clean_models() -> None:
     """1.1 is small for class 0 and very large for class 1."""
     cells = with_by_class([*CLEAN, cell("badnets", 1.2, 1.1)])
     row = cells[-1]["scores"][BY_CLASS]
-    logs = {c: [math.log(m["scores"]["BD001/mask"][c][0]) for m in CLEAN] for c in "01"}
+    logs = {c: [math.log(m["scores"]["BD001/additive"][c][0]) for m in CLEAN] for c in "01"}
 
     def deviations(own: Sequence[float], left: int | None = None) -> list[float]:
         """Of two classes' logs from the clean models', one of which may be left out; the variance is pulled towards
@@ -58,8 +58,8 @@ def test_a_class_is_compared_with_itself_on_clean_models() -> None:
     assert table[0]["flagged"] == 0.0, "five clean models cannot show that one in twenty is so unusual"
 
 
-@pytest.mark.parametrize(("mask", "named"), [(1.1, 1), (0.6, 0)])
-def test_a_trigger_that_convicts_names_the_class_before_the_features(mask: float, named: int) -> None:
+@pytest.mark.parametrize(("size", "named"), [(1.1, 1), (0.6, 0)])
+def test_a_trigger_that_convicts_names_the_class_before_the_features(size: float, named: int) -> None:
     """However odd the features of another class are: they may be those of a class the target moves to."""
 
     def with_features(known: dict[str, Any], easiness: float) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_a_trigger_that_convicts_names_the_class_before_the_features(mask: float
         return {**known, "scores": scores}
 
     reference = [with_features(cell("clean", 1.2 + 0.01 * k, 0.6 + 0.005 * k), 0.9 + 0.001 * k) for k in range(20)]
-    (told,) = with_by_class([with_features(cell("badnets", 1.2, mask), 5.0)], reference)
+    (told,) = with_by_class([with_features(cell("badnets", 1.2, size), 5.0)], reference)
     assert told["p_value"] <= 0.05
     assert Statistic(BY_CLASS).named(told) == told["named"] == named
 
@@ -75,10 +75,19 @@ def test_a_trigger_that_convicts_names_the_class_before_the_features(mask: float
 def test_some_families_alone() -> None:
     """What the others say changes nothing, not even the scale."""
     beside = [{**c, "scores": {**c["scores"], "BD001/wave": {"0": [2.0 + k, 1.0]}}} for k, c in enumerate(CLEAN)]
-    assert (
-        with_by_class(beside, families=["mask"])[2]["scores"][BY_CLASS] == with_by_class(CLEAN)[2]["scores"][BY_CLASS]
-    )
-    assert with_by_class(beside)[2]["scores"][BY_CLASS] != with_by_class(CLEAN)[2]["scores"][BY_CLASS]
+    usual = with_by_class(CLEAN)[2]["scores"][BY_CLASS]
+    assert with_by_class(beside, families=["additive"])[2]["scores"][BY_CLASS] == usual
+    assert with_by_class(beside)[2]["scores"][BY_CLASS] != usual
+
+
+def test_masks_and_warps_count_only_where_they_are_asked_for() -> None:
+    for family in ("mask", "warp"):
+        beside = [
+            {**c, "scores": {**c["scores"], f"BD001/{family}": {"0": [2.0 + k, 1.0]}}} for k, c in enumerate(CLEAN)
+        ]
+        usual = with_by_class(CLEAN)[2]["scores"][BY_CLASS]
+        assert with_by_class(beside)[2]["scores"][BY_CLASS] == usual
+        assert with_by_class(beside, families=["additive", family])[2]["scores"][BY_CLASS] != usual
 
 
 def test_a_clean_model_is_not_compared_with_itself() -> None:
@@ -103,10 +112,10 @@ def test_the_p_value_is_the_calibrations() -> None:
     """The same numbers, asked for as a scan asks for them."""
     reference = [cell("clean", 1.2 + 0.01 * k, 0.6 + 0.02 * (k % 7)) for k in range(20)]
     suspect = cell("badnets", 1.3, 0.8)
-    pairs = [(c["scores"]["BD001/mask"]["0"][0], c["scores"]["BD001/mask"]["1"][0]) for c in reference]
-    models = tuple(Clean("0" * 64, "a", 0.9, {"mask": pair}) for pair in pairs)
+    pairs = [(c["scores"]["BD001/additive"]["0"][0], c["scores"]["BD001/additive"]["1"][0]) for c in reference]
+    models = tuple(Clean("0" * 64, "a", 0.9, {"additive": pair}) for pair in pairs)
     calibration = Calibration("t", Domain("a", 8, 8, ("a", "b")), "0" * 16, "f" * 64, 100, models)
-    p = calibration.p_values({("mask", "a"): 1.3, ("mask", "b"): 0.8})
+    p = calibration.p_values({("additive", "a"): 1.3, ("additive", "b"): 0.8})
     assert with_by_class([suspect], reference)[0]["p_value"] == pytest.approx(min(p.values()))
 
 
