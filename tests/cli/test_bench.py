@@ -168,7 +168,7 @@ def test_a_bench_is_compared_with_another_ones_clean_models(here: Path, capsys: 
         for k, score in enumerate(scores):
             cell = {"tier": "S", "detector": "sizes", "attack": "clean", "poison_count": 0, "planted": False}
             cell |= {"victim": f"v{k}", "arch": "a", "target": None, "asr": None, "cda": {"value": 0.8}}
-            cell |= {"cpu_seconds": 1.0, "scores": {"BD001/mask": {"0": [score, 1.0], "1": [1.0, 1.0]}}}
+            cell |= {"cpu_seconds": 1.0, "scores": {"BD001/additive": {"0": [score, 1.0], "1": [1.0, 1.0]}}}
             (folder / f"v{k}.json").write_text(json.dumps(cell))
         return folder.parent
 

@@ -34,10 +34,14 @@ class Quick:
     scoring: str = "quick"
     odd: bool = False
 
+    @property
+    def compared(self) -> Quick:
+        return self
+
     def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
         for c, name in enumerate(trusted.class_names):
             score = 9.0 if self.odd and c == 3 else 1 + c / 10
-            yield Finding("BD001", score, "", "quick", "mask", c, name)
+            yield Finding("BD001", score, "", "quick", "additive", c, name)
 
 
 @pytest.fixture
@@ -63,8 +67,8 @@ class TestCalibrate:
         assert calibrate(out, *CLEAN) == 0
         found = read(out)
         assert len(found.models) == 2
-        assert found.rows == ("mask",)
-        assert found.models[0].scores["mask"] == pytest.approx(tuple(1 + c / 10 for c in range(10)))
+        assert found.rows == ("additive",)
+        assert found.models[0].scores["additive"] == pytest.approx(tuple(1 + c / 10 for c in range(10)))
         assert 0.9 < found.models[0].accuracy <= 1
 
     def test_other_images_are_another_calibration(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
