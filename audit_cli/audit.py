@@ -18,6 +18,7 @@ from audit_cli.data import Choice, Preprocessing, RawImages, choose, from_config
 from audit_cli.detectors import DETECTORS
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.detectors.encoder import Collapse
+from audit_cli.detectors.profile import Profile
 from audit_cli.detectors.sanity import sanity
 from audit_cli.detectors.scope import scope
 from audit_cli.errors import AuditError, BudgetExceeded, DataError, UsageError
@@ -159,7 +160,8 @@ def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], 
     if found is None or not found.resolves(policy.rules[RULE].alpha):
         return subject
     accuracy = cda(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
-    like_them = found.admits(accuracy, len(subject.trusted))
+    rises = dict(list(Profile().rises(subject.classifier, subject.trusted, context))[1:])
+    like_them = found.admits(accuracy, len(subject.trusted), rises)
     return replace(subject, calibration=found) if like_them else subject
 
 

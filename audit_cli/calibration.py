@@ -32,6 +32,7 @@ RULE = "BD001"  # whose scores are calibrated
 SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 MARGIN = 0.05  # ours: of accuracy, around the clean models'
 FEWEST = 0.8  # ours: trusted images, as a share of those the clean models were scored with
+STEADIER = 0.7  # ours: of the spread of a rise over the classes, as a share of the least that a clean model has
 LEAST = 0.05  # ours: smaller scores are all the same
 ONLY_COMPARED = frozenset(Profile().families)  # of these a score alone means nothing
 
@@ -96,12 +97,21 @@ class Calibration:
         """The families, and those with scores for single source classes once more for each."""
         return tuple(dict.fromkeys(row for model in self.models for row in model.scores))
 
-    def admits(self, accuracy: float, images: int) -> bool:
+    def admits(self, accuracy: float, images: int, rises: Mapping[str, Tensor] | None = None) -> bool:
         """Is a model of this accuracy on so many trusted images like the clean ones? A better network is another kind:
-        among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned. From fewer images scores scatter more."""
+        among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned. From fewer images scores scatter more. And one
+        that was trained to bear noise or blur looks poisoned among those that were not: random changes move its
+        answers less. rises: (K,) by family, of the class profile; none are looked at when None."""
         known = [model.accuracy for model in self.models]
-        enough = images >= FEWEST * self.images
-        return enough and min(known) - MARGIN <= accuracy <= max(known) + MARGIN
+        if images < FEWEST * self.images or not min(known) - MARGIN <= accuracy <= max(known) + MARGIN:
+            return False
+        moved = {family: rise for family, rise in (rises or {}).items() if family in self.rows}
+        return all(spread(rise) >= STEADIER * self._least(family) for family, rise in moved.items())
+
+    def _least(self, family: str) -> float:
+        """The smallest spread of a family's log scores over the classes on a clean model."""
+        row = self.rows.index(family)
+        return min(spread(self._logs(model.scores)[row]) for model in self.models)
 
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """By family and class of the suspect's `scores`: the chance, at most, that a clean model of this domain looks
@@ -152,6 +162,12 @@ class Calibration:
             "threshold": {},  # none that holds for every class
             "fpr": rate,
         }
+
+
+def spread(values: Tensor) -> float:
+    """Mean distance from the mean of those (K,) that are known; 0 where none is."""
+    known = values[~values.isnan()].double()
+    return float((known - known.mean()).abs().mean()) if len(known) else 0.0
 
 
 def fingerprint(detector: object) -> str | None:

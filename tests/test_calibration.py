@@ -211,6 +211,19 @@ def test_scores_from_far_fewer_images_are_not_compared() -> None:
     assert not calibration().admits(0.8, images // 2)
 
 
+def test_who_bears_random_changes_is_of_another_kind() -> None:
+    """Noise moves the two classes of every clean model apart by 0.2 or more; this one's by less than 0.7 of that."""
+    models = tuple(
+        replace(m, scores={**m.scores, "profile_noise": (math.exp(0.1 + k / 100), math.exp(-0.1))})
+        for k, m in enumerate(calibration().models)
+    )
+    here = replace(calibration(), models=models)
+    for apart, like_them in ((0.2, True), (0.15, True), (0.13, False), (0.0, False), (2.0, True)):
+        assert here.admits(0.8, 500, {"profile_noise": torch.tensor([apart / 2, -apart / 2])}) == like_them
+    assert calibration().admits(0.8, 500, {"profile_noise": torch.zeros(2)}), "not measured on the clean models"
+    assert not here.admits(0.8, 500, {"profile_noise": torch.full((2,), math.nan)}), "nothing to tell it by"
+
+
 def test_too_few_models_cannot_decide() -> None:
     assert not calibration().resolves(0.05)
     assert calibration().resolves(0.2)
