@@ -151,7 +151,7 @@ class Calibration:
         bound = (
             "; the thresholds are the policy's own"
             if rate is None
-            else f": beside them one more is flagged in {rate:.1%} at most"
+            else f": compared with them, one more is flagged in {rate:.1%} at most; masks and warps have thresholds"
         )
         return {
             "in_domain": True,

@@ -174,7 +174,7 @@ class Calibrated:
 def answers(profile: Profile, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
     """BD001 in the profile's families for every class of which they tell something; the score is e to the value."""
     names = dict(enumerate(trusted.class_names))
-    for family, values in profile.rises(suspect, trusted, context):
+    for family, values in profile.by_family(suspect, trusted, context):
         change = family.removeprefix(profile.name).strip("_")
         told = f"under random {change} its centred logit rises by" if change else "its centred logit is"
         for target, value in enumerate(values.tolist()):

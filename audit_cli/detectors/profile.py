@@ -14,7 +14,7 @@ its target is a little more likely than on the clean ones. So the rise of the pr
 
     rise(c) = profile(c) on the changed images - profile(c)
 
-Ours; what they are worth: fixtures/results/profile-study.json and changed-images-study.json.
+Ours; what they are worth: fixtures/results/profile-study.json and rises-study.json.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Profile:
         """Its own, and one for each change."""
         return (self.name, *(f"{self.name}_{change.name}" for change in self.changes))
 
-    def rises(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[tuple[str, Tensor]]:
+    def by_family(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[tuple[str, Tensor]]:
         """The profile (K,) under its name, and its rise (K,) under each change, by family; otherwise as `values`."""
         plain = self.values(suspect, trusted, context)
         yield self.name, plain

@@ -86,7 +86,7 @@ def test_the_rise_is_the_difference_between_two_profiles() -> None:
     data = three_colours()
     darker = replace(data, images=Scaled()(data.images, torch.Generator()))
     model, profile = by_channel(torch.tensor([[3.0, 0.0, 0.0], [1.5, 3.0, 0.0], [0.0, 0.0, 3.0]])), Profile((Scaled(),))
-    (plain, clean), (family, rise) = profile.rises(model, data, Context())
+    (plain, clean), (family, rise) = profile.by_family(model, data, Context())
     assert (plain, family) == ("profile", "profile_dusk") == profile.families
     torch.testing.assert_close(rise, profile.values(model, darker, Context()) - clean)
     red = [f for f in answers(profile, model, data, Context()) if f.family == family and f.target_name == "red"]
