@@ -78,7 +78,7 @@ def detectability(
 
     def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
         methods = _chosen(bench.detectors, method, f"{clean(str(config))}: [detectability]")
-        return game(zoo, recipes, methods, bench.repeated, bench.repeats)
+        return game(zoo, recipes, methods, bench.repeated, bench.repeats, bench.only_planted)
 
     return _play(
         "detectability",

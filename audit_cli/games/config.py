@@ -119,6 +119,7 @@ class Bench:
     detectors: tuple[str, ...] = ()
     repeats: int = 1
     repeated: int = 0  # victims of each population and count that are scored `repeats` times
+    only_planted: bool = False  # victims whose attack did not take are not scored
     repairs: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # repair -> hyper-parameters
     repaired: int = 0  # victims of each population and count that the robustness game is played on
@@ -155,6 +156,7 @@ def _bench(name: str, table: dict[str, Any]) -> Bench:
             "detectors": tuple(detectability.pop("detectors", ())),
             "repeats": detectability.pop("repeats", 1),
             "repeated": detectability.pop("victims", 0),
+            "only_planted": detectability.pop("only_planted", False),
             "repairs": tuple(robustness.pop("repairs", ())),
             "repaired": robustness.pop("victims", 0),
             "settings": _table(robustness.pop("settings", {}), "robustness.settings"),

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from audit_cli.detectors import DETECTORS
 from audit_cli.games.cells import Cell, Facts
+from audit_cli.games.config import CLEAN
 from audit_cli.games.zoo import Recipe, Zoo
 from audit_cli.types import Finding
 
@@ -27,27 +28,36 @@ SEEDS = 100_000  # between a victim's seed and the next repeat's: more than a po
 
 
 def detectability(
-    zoo: Zoo, recipes: Sequence[Recipe], detectors: Sequence[str], repeated: int = 0, repeats: int = 1
+    zoo: Zoo,
+    recipes: Sequence[Recipe],
+    detectors: Sequence[str],
+    repeated: int = 0,
+    repeats: int = 1,
+    only_planted: bool = False,
 ) -> list[Cell]:
     """A cell for every victim and detector, victim by victim; then the repeats of the `repeated` first victims of every
-    population and count."""
-    cells = [_cell(zoo, recipe, detector, 0) for recipe in recipes for detector in detectors]
+    population and count. only_planted: the cells of victims whose attack did not take have no scores."""
+
+    def cell(recipe: Recipe, detector: str, turn: int) -> Cell:
+        suffix = f".r{turn}" if turn else ""
+        return Cell(f"{recipe.name}.{detector}{suffix}", lambda: scored(zoo, recipe, detector, turn, only_planted))
+
+    cells = [cell(recipe, detector, 0) for recipe in recipes for detector in detectors]
     again = [recipe for recipe in recipes if recipe.seed - zoo.context.seed < repeated]
     turns = range(1, repeats)
-    return cells + [_cell(zoo, recipe, name, turn) for turn in turns for recipe in again for name in detectors]
+    return cells + [cell(recipe, name, turn) for turn in turns for recipe in again for name in detectors]
 
 
-def _cell(zoo: Zoo, recipe: Recipe, detector: str, turn: int) -> Cell:
-    suffix = f".r{turn}" if turn else ""
-    return Cell(f"{recipe.name}.{detector}{suffix}", lambda: scored(zoo, recipe, detector, turn))
-
-
-def scored(zoo: Zoo, recipe: Recipe, detector: str, turn: int = 0) -> Facts:
-    """The detector's findings on one victim. turn: 0, or which repeat it is, whose seed is another."""
+def scored(zoo: Zoo, recipe: Recipe, detector: str, turn: int = 0, only_planted: bool = False) -> Facts:
+    """The detector's findings on one victim. turn: 0, or which repeat it is, whose seed is another. only_planted: a
+    victim whose attack did not take has none."""
     victim = zoo.victim(recipe)
     context = replace(zoo.context, seed=recipe.seed + SEEDS * turn)
     began, cpu = time.monotonic(), time.process_time()
-    findings, costs = clocked(DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context))
+    skipped = only_planted and recipe.attack != CLEAN and not victim.planted
+    findings, costs = (
+        ([], {}) if skipped else clocked(DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context))
+    )
     took, worked = time.monotonic() - began, time.process_time() - cpu
     scores: dict[str, dict[str, list[float | None]]] = {}
     pairs: dict[str, dict[str, dict[str, float]]] = {}
