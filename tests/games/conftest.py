@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from audit_cli.games.config import Bench, read_bench
+from audit_cli.games.data import Data, read_data
+from audit_cli.games.zoo import Zoo
+from audit_cli.types import Context
+
 K, SIDE = 3, 12
 BENCH = """
 tier = "S"
@@ -63,3 +68,18 @@ def bench_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(BENCH)
     return path
+
+
+@pytest.fixture
+def bench(bench_file: Path) -> Bench:
+    return read_bench(bench_file)
+
+
+@pytest.fixture
+def images(data: Path, bench: Bench) -> Data:
+    return read_data(data, bench)
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, images: Data) -> Zoo:
+    return Zoo(tmp_path / "cache", images, Context())

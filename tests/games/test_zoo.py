@@ -12,25 +12,10 @@ import torch
 from audit_cli.attacks.victim import Rate
 from audit_cli.errors import BudgetExceeded, UsageError
 from audit_cli.games import zoo as module
-from audit_cli.games.config import Bench, read_bench
+from audit_cli.games.config import Bench
 from audit_cli.games.data import Data, read_data
 from audit_cli.games.zoo import Zoo, base_recipe, recipes, rehearse
 from audit_cli.types import Context
-
-
-@pytest.fixture
-def bench(bench_file: Path) -> Bench:
-    return read_bench(bench_file)
-
-
-@pytest.fixture
-def images(data: Path, bench: Bench) -> Data:
-    return read_data(data, bench)
-
-
-@pytest.fixture
-def zoo(tmp_path: Path, images: Data) -> Zoo:
-    return Zoo(tmp_path / "cache", images, Context())
 
 
 def weights(zoo: Zoo, name: str) -> bytes:
