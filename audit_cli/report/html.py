@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit_cli.report.sanitise import clean
 from audit_cli.report.wording import (
+    compared,
     contents,
     facts,
     headline,
+    limit,
+    p_value,
     percent,
     ratio,
     relearned,
@@ -125,13 +128,20 @@ def _facts(document: Mapping[str, Any]) -> str:
 def _classes(found: list[dict[str, Any]]) -> str:
     if not found:
         return ""
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "score": lambda item: ratio(item["score"]),
+        "threshold": limit,
+        **({"p-value": p_value} if compared(found) else {}),
+        "success": lambda item: percent(item["asr_before"]),
+    }
     rows = "".join(
         f"<tr{_fired(item)}><td>{_text(target(item))}{' (waived)' if item['waived_by'] else ''}</td>"
-        f"<td>{_text(item['family'])}</td><td class=n>{_text(ratio(item['score']))}</td>"
-        f"<td class=n>{_text(ratio(item['threshold']))}</td><td class=n>{_text(percent(item['asr_before']))}</td></tr>"
+        f"<td>{_text(item['family'])}</td>"
+        + "".join(f"<td class=n>{_text(told(item))}</td>" for told in columns.values())
+        + "</tr>"
         for item in found
     )
-    head = "<th>class</th><th>family</th><th class=n>score</th><th class=n>threshold</th><th class=n>success</th>"
+    head = "<th>class</th><th>family</th>" + "".join(f"<th class=n>{name}</th>" for name in columns)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from audit_cli.report.sanitise import clean
 from audit_cli.report.wording import (
+    compared,
     contents,
     facts,
     headline,
+    limit,
+    p_value,
     percent,
     ratio,
     relearned,
@@ -41,10 +44,13 @@ def render(verdict: Verdict) -> str:
     lines = [f"## {escape(headline(document))}", ""]
     lines += [f"- {escape(reason)}" for reason in why(document)]
     if found := triggers(document, CLASSES):
-        lines += ["", "| class | family | score | threshold | success | |", "|---|---|--:|--:|--:|---|"]
+        beside = compared(found)
+        names, rules = (" p-value |", "--:|") if beside else ("", "")
+        lines += ["", f"| class | family | score | threshold |{names} success | |", f"|---|---|--:|--:|{rules}--:|---|"]
         for item in found:
             state = "waived" if item["waived_by"] else "**fired**" if item["fired"] else ""
-            cells = [escape(target(item)), escape(item["family"]), ratio(item["score"]), ratio(item["threshold"])]
+            cells = [escape(target(item)), escape(item["family"]), ratio(item["score"]), limit(item)]
+            cells += [p_value(item)] if beside else []
             lines.append(f"| {' | '.join([*cells, percent(item['asr_before']), state])} |")
     if repair := document["repair"]:
         before, after = repair["before"], repair["after"]

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from audit_cli.report.sanitise import clean
 from audit_cli.report.wording import (
     class_name,
+    compared,
     contents,
     facts,
     headline,
+    limit,
+    p_value,
     percent,
     ratio,
     relearned,
@@ -89,7 +92,8 @@ def _class_table(found: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("class", overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column("family", overflow="ellipsis", no_wrap=True, max_width=12)
-    for name in ("score", "limit", "success"):
+    beside = compared(found)
+    for name in ("score", "limit", *(["p"] if beside else []), "success"):
         table.add_column(name, justify="right", no_wrap=True)
     for finding in found:
         marked = finding["fired"] and not finding["waived_by"]
@@ -97,7 +101,8 @@ def _class_table(found: list[dict[str, Any]]) -> Table:
             _plain(f"{finding['target_class']} {class_name(finding)}"),
             _plain(clean(finding["family"], 20)),
             ratio(finding["score"]),
-            ratio(finding["threshold"]),
+            limit(finding),
+            *([p_value(finding)] if beside else []),
             percent(finding["asr_before"]),
             style="red" if marked else None,
         )

@@ -6,13 +6,15 @@ They work from the document alone, so a stored verdict renders like a fresh one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
     from audit_cli.types import Verdict
+
+OUT_OF_REACH = 1000.0  # what policies write for scores that mean something beside clean models only
 
 
 def contents(verdict: Verdict) -> dict[str, Any]:
@@ -135,6 +137,20 @@ def percent(value: float | None) -> str:
 
 def ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def limit(finding: Mapping[str, Any]) -> str:
+    """The threshold; a dash where the policy's is out of reach, as only clean models tell what is odd."""
+    return "–" if finding["threshold"] >= OUT_OF_REACH else ratio(finding["threshold"])
+
+
+def p_value(finding: Mapping[str, Any]) -> str:
+    return "–" if finding["p_value"] is None else f"{finding['p_value']:.3f}"
+
+
+def compared(found: Sequence[Mapping[str, Any]]) -> bool:
+    """Is any of these findings judged beside clean models?"""
+    return any(finding["p_value"] is not None for finding in found)
 
 
 def short(digest: str) -> str:

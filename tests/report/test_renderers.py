@@ -43,6 +43,12 @@ def test_hostile_names_survive_every_renderer_even_in_a_document_nobody_cleaned(
         assert not re.search(r"^\s*::", output, re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", ["text", "markdown", "html"])
+def test_p_values_have_a_column_where_there_are_any(name: str) -> None:
+    assert "0.024" in RENDERERS[name](make_verdict([size(1, "bee", 1.3, "profile", p_value=0.024)]))
+    assert "p-value" not in RENDERERS[name](make_verdict([size(0, "ant", 2.0)])).replace("\\", "")
+
+
 @pytest.mark.parametrize("name", RENDERERS)
 def test_renderers_tell_the_verdict(name: str, failing: Verdict, passing: Verdict) -> None:
     assert "FAIL" in RENDERERS[name](failing)
@@ -112,6 +118,13 @@ class TestText:
     def test_keeps_to_the_width(self, width: int, failing: Verdict, hostile: Verdict) -> None:
         for verdict in (failing, hostile):
             assert max(map(len, text.render(verdict, width=width).splitlines())) <= width
+
+    def test_what_convicts_beside_clean_models_shows_its_p_value(self) -> None:
+        found = [size(1, "bee", 1.3, "profile", p_value=0.024), size(0, "ant", 1.1)]
+        lines = text.render(make_verdict(found), width=60).splitlines()
+        head = lines.index("class  family   score  limit      p  success")
+        assert lines[head + 1] == "1 bee  profile   1.30      –  0.024     97 %"
+        assert lines[head + 2] == "0 ant  mask      1.10   1.50      –     97 %"
 
     def test_markup_is_text(self, hostile: Verdict) -> None:
         assert "[red]r[/red]" in text.render(hostile, width=400)
