@@ -28,6 +28,7 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.collapse import CollapseSearch
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.frequency import Frequency
+from audit_cli.inversion.light import Light
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.pixel import Pixel
 from audit_cli.inversion.racing import Race
@@ -60,6 +61,7 @@ TUNING = PivotalTuning(steps=1, batch=16, pad=1)
 FAMILY_ROWS: dict[str, TriggerFamily] = {
     "additive": Additive(),
     "frequency": Frequency(),
+    "light": Light(side=5),
     "mask": Mask(),
     "pixel": Pixel(),
     "random_patch": RandomPatch(),

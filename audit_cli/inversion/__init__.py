@@ -2,6 +2,7 @@
 
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.frequency import Frequency
+from audit_cli.inversion.light import Light
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.pixel import Pixel
 from audit_cli.inversion.random_patch import RandomPatch
@@ -14,6 +15,7 @@ from audit_cli.types import TriggerFamily
 FAMILIES: dict[str, type[TriggerFamily]] = {
     "additive": Additive,
     "frequency": Frequency,
+    "light": Light,
     "mask": Mask,
     "pixel": Pixel,
     "random_patch": RandomPatch,

@@ -69,7 +69,7 @@ class Unlearning:
     """families: the kinds of trigger looked for. Without a suspicious class, the most suspicious one is unlearnt."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
-    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
+    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5), ("light", 2.5))  # ours
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
     surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already

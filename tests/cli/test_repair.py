@@ -22,6 +22,7 @@ from audit_cli.cli import run
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import BudgetExceeded
 from audit_cli.inversion.additive import Additive
+from audit_cli.inversion.light import Light
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.wave import Wave
 from audit_cli.mend import Relearning, told
@@ -163,6 +164,18 @@ def test_what_convicts_without_a_trigger_accuses_its_class_in_every_family_of_de
     assert isinstance(by_profile, Unlearning)
     assert by_profile.accused == repair.accused
     assert not by_profile.persuaded
+
+
+def test_random_reflections_call_for_light() -> None:
+    rise = Finding("BD001", 1.2, "", family="profile_reflection", target_class=6)
+    unlearning = Unlearning(families=(Mask(), Wave()))
+    repair = told(unlearning, [rise])
+    assert isinstance(repair, Unlearning)
+    assert repair.families == (Mask(), Wave(), Light())
+    assert repair.accused == {("mask", 6), ("light", 6)}
+    by_noise = told(unlearning, [replace(rise, family="profile_noise")])
+    assert isinstance(by_noise, Unlearning)
+    assert by_noise.families == unlearning.families
 
 
 def test_what_convicts_without_a_trigger_is_silent_on_classes_of_no_trigger() -> None:
