@@ -20,16 +20,12 @@ from audit_cli.checkpoint.save import write_atomically
 from audit_cli.classifier import Classifier
 from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
-from audit_cli.detectors.changes import Reflection
-from audit_cli.detectors.profile import Profile
-from audit_cli.detectors.shift import Shift
 from audit_cli.errors import UsageError
-from audit_cli.inversion.light import Light
-from audit_cli.inversion.listing import Listed
 from audit_cli.judgement import judge
 from audit_cli.metrics import asr, cda, cda_drop, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
+from audit_cli.repairs.accusation import told
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
 from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import disagreement, divide
@@ -49,13 +45,11 @@ from audit_cli.repairs.partway import partway
 from audit_cli.repairs.relearning import Relearned, Relearning
 from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.repairs.unlearning import Survey, Unlearning
-from audit_cli.repairs.watch import WatchedRepair
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.json import render
 from audit_cli.runtime import Stopwatch
 from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
 
-REFLECTED = f"{Profile.name}_{Reflection.name}"  # the family of findings that tells of reflections
 EVIDENCE, EVIDENCE_BEFORE, CURVES = "evidence", "evidence-before", "trade-off.json"
 
 
@@ -194,27 +188,6 @@ def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[fl
         curve(0, less)
         attempts.append(examine(case, f"{whole.rung}, {share:.0%} of the way", less, curve, fresh))
     return attempts
-
-
-def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
-    """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
-    anew, on the images it may use. What convicts without a trigger accuses its class in every family that is searched
-    by descent, and where it is the features, the head of being easily persuaded; random reflections call for light to
-    be searched, too. Where triggers convict, nothing is said of other classes than theirs: those may be classes that
-    the target moves to."""
-    if not isinstance(repair, Unlearning):
-        return repair
-    reflected = any(finding.family == REFLECTED for finding in convicting)
-    repair = replace(repair, families=(*repair.families, Light())) if reflected else repair
-    searched = [family.name for family in repair.families if not isinstance(family, Listed)]
-    triggered = {finding.target_class for finding in convicting if finding.trigger}
-    accused: set[tuple[str, int]] = set()
-    for finding in convicting:
-        target = finding.target_class
-        if target is not None and target in (triggered or {target}):
-            accused |= {(name, target) for name in ([finding.family] if finding.trigger else searched)}
-    persuaded = any(finding.family == Shift.name for finding in convicting)
-    return replace(repair, accused=frozenset(accused), persuaded=persuaded)
 
 
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:

@@ -15,11 +15,11 @@ is taught, too.
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
-by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and waves, which
-clean models know too, only then. The pivot sees clean images only, and what it says of them is the lesson for both:
-with few images its answers hold the accuracy better than labels do, and better still on mixtures of two images, of
-which there are many. The pupil alone sees them through a fog of one colour, since a blended pattern works as a fog
-does, and no recovered trigger takes anything from the image.
+by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and waves and
+light, which clean models obey too, only then. The pivot sees clean images only, and what it says of them is the lesson
+for both: with few images its answers hold the accuracy better than labels do, and better still on mixtures of two
+images, of which there are many. The pupil alone sees them through a fog of one colour, since a blended pattern works as
+a fog does, and no recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
@@ -43,7 +43,6 @@ from torch import Tensor
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
-from audit_cli.inversion.listing import Listed
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
 from audit_cli.inversion.warp import Warp
@@ -69,7 +68,8 @@ class Unlearning:
     """families: the kinds of trigger looked for. Without a suspicious class, the most suspicious one is unlearnt."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
-    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5), ("light", 2.5))  # ours
+    allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
+    if_accused: tuple[str, ...] = ("wave", "reflection", "light", "coarse_light")  # clean models have small ones, too
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
     surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already
@@ -162,8 +162,12 @@ class Unlearning:
             rows = state.reached.nonzero().flatten().tolist()
             triggers += [(usual[family.name] / float(sizes[row]), state.trigger(row, family)) for row in rows]
         triggers.sort(key=lambda pair: (self._accuses(pair[1]), pair[0]), reverse=True)
-        lesson = [t for ratio, t in triggers if self._accuses(t) or (ratio >= self.suspicious and not _listed(t))]
-        return Survey(tuple(lesson or [t for _, t in triggers if not _listed(t)][:1]), usual)
+        lesson = [t for ratio, t in triggers if self._accuses(t) or (ratio >= self.suspicious and self._tells(t))]
+        return Survey(tuple(lesson or [t for _, t in triggers if self._tells(t)][:1]), usual)
+
+    def _tells(self, trigger: Trigger) -> bool:
+        """Is a small one suspicious by itself?"""
+        return trigger.family.name not in self.if_accused
 
     def _accuses(self, trigger: Trigger) -> bool:
         return (trigger.family.name, trigger.target) in self.accused
@@ -245,8 +249,3 @@ class Unlearning:
         pad = min(self.pad, min(shape[1:]) // 8)
         lr = self.adam_lr / pupil.head.in_features
         return replace(fit, steps=self.longer * self.steps, lr=lr, optimiser="adam", pad=pad)
-
-
-def _listed(trigger: Trigger) -> bool:
-    """Of a family that is tried one by one? Small ones are found on clean models, too."""
-    return isinstance(trigger.family, Listed)

@@ -22,7 +22,6 @@ from audit_cli.cli import run
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import BudgetExceeded
 from audit_cli.inversion.additive import Additive
-from audit_cli.inversion.light import Light
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.wave import Wave
 from audit_cli.mend import Relearning, told
@@ -166,16 +165,35 @@ def test_what_convicts_without_a_trigger_accuses_its_class_in_every_family_of_de
     assert not by_profile.persuaded
 
 
-def test_random_reflections_call_for_light() -> None:
-    rise = Finding("BD001", 1.2, "", family="profile_reflection", target_class=6)
+LIGHT = {"reflection", "coarse_light", "light"}
+
+
+@pytest.mark.parametrize(
+    ("families", "accused"),
+    [
+        (["profile_reflection", "profile"], LIGHT),
+        (["profile_noise"], {"additive"}),
+        (["features", "profile_warp", "profile_reflection"], LIGHT | {"warp"}),
+        (["profile", "features"], {"mask"}),
+    ],
+)
+def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str], accused: set[str]) -> None:
+    convicting = [Finding("BD001", 1.2, "", family=family, target_class=6) for family in families]
     unlearning = Unlearning(families=(Mask(), Wave()))
-    repair = told(unlearning, [rise])
+    repair = told(unlearning, convicting)
     assert isinstance(repair, Unlearning)
-    assert repair.families == (Mask(), Wave(), Light())
-    assert repair.accused == {("mask", 6), ("light", 6)}
-    by_noise = told(unlearning, [replace(rise, family="profile_noise")])
-    assert isinstance(by_noise, Unlearning)
-    assert by_noise.families == unlearning.families
+    assert repair.accused == {(family, 6) for family in accused}
+    assert {family.name for family in repair.families} == {"mask", "wave", *accused}
+    assert repair.persuaded == ("features" in families)
+
+
+def test_where_a_trigger_convicts_random_changes_tell_nothing_more() -> None:
+    trigger = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    rises = [Finding("BD001", 1.2, "", family="profile_reflection", target_class=c) for c in (6, 2)]
+    repair = told(Unlearning(families=(Mask(), Additive(), Wave())), [trigger, *rises])
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {("mask", 6), ("additive", 6)}
+    assert [family.name for family in repair.families] == ["mask", "additive", "wave"]
 
 
 def test_what_convicts_without_a_trigger_is_silent_on_classes_of_no_trigger() -> None:
