@@ -23,13 +23,14 @@ KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
     changes.Reflection.name: (Reflection(), Light(side=8, name="coarse_light"), Light()),
     changes.Flow.name: (Warp(),),
 }
+DOSE = 0.25  # ours: share of a batch that is stamped where only a kind is known; half leaves more (development, Refool)
 
 
 def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
     anew, on the images it may use. What convicts without a trigger accuses its class: in the families of the random
-    changes that convict it, else in every family that is searched by descent; and where it is the features, the head of
-    being easily persuaded. Where triggers convict, their families and classes are accused, and what convicts without
+    changes that convict it, and of these more is taught, else in every family that is searched by descent; and where it
+    is the features, the head of being easily persuaded. Where triggers convict, their families and classes are accused, and what convicts without
     one accuses in every family and is silent on other classes: those may be classes that the target moves to."""
     if not isinstance(repair, Unlearning):
         return repair
@@ -37,14 +38,19 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     triggered = {finding.target_class for finding in convicting if finding.trigger}
     accused = {(f.family, f.target_class) for f in convicting if f.trigger and f.target_class is not None}
     families = {family.name: family for family in repair.families}
+    taught: set[str] = set()
     for target in {f.target_class for f in convicting if f.target_class is not None and not f.trigger}:
         if target not in (triggered or {target}):
             continue
         kinds = [] if target in triggered else kinds_of([f for f in convicting if f.target_class == target])
         accused |= {(family.name, target) for family in kinds or descended}
         families |= {family.name: family for family in kinds if family.name not in families}
+        taught |= {family.name for family in kinds}
     persuaded = any(finding.family == Shift.name for finding in convicting)
-    return replace(repair, families=tuple(families.values()), accused=frozenset(accused), persuaded=persuaded)
+    repair = replace(repair, families=tuple(families.values()), accused=frozenset(accused), persuaded=persuaded)
+    if not taught:
+        return repair
+    return replace(repair, stamped=max(repair.stamped, DOSE), taught=max(repair.taught, len(taught)))
 
 
 def kinds_of(convicting: Sequence[Finding]) -> list[TriggerFamily]:

@@ -185,6 +185,9 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert repair.accused == {(family, 6) for family in accused}
     assert {family.name for family in repair.families} == {"mask", "wave", *accused}
     assert repair.persuaded == ("features" in families)
+    more = bool(accused - {"mask"})
+    assert (repair.stamped > unlearning.stamped) == more
+    assert repair.taught == (max(2, len(accused)) if more else 2)
 
 
 def test_where_a_trigger_convicts_random_changes_tell_nothing_more() -> None:
