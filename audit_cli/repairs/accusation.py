@@ -28,9 +28,11 @@ DOSE = 0.25  # ours: share of a batch that is stamped where only a kind is known
 
 def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
-    anew, on the images it may use. What convicts without a trigger accuses its class: in the families of the random
-    changes that convict it, and of these more is taught, else in every family that is searched by descent; and where it
-    is the features, the head of being easily persuaded. Where triggers convict, their families and classes are accused, and what convicts without
+    anew, on the images it may use.
+
+    What convicts without a trigger accuses its class: in the families of the random changes that convict it, and of
+    these more is taught, else in every family that is searched by descent; and where it is the features, the head of
+    being easily persuaded. Where triggers convict, their families and classes are accused, and what convicts without
     one accuses in every family and is silent on other classes: those may be classes that the target moves to."""
     if not isinstance(repair, Unlearning):
         return repair
