@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from audit_cli.report.sanitise import clean
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from audit_cli.types import Verdict
 
 STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
+ROOM_FOR_ALL = 52  # columns of text that the class table needs with a threshold and a p-value
 CLASSES = 5  # rows of the class table
 LINES = 6  # of any list
 
@@ -58,7 +59,7 @@ def render(verdict: Verdict, width: int = 80, colour: bool = False) -> str:
         _bullets(console, [clean(reason, 500) for reason in reasons])
     if found := triggers(document, CLASSES):
         console.print()
-        console.print(_class_table(found))
+        console.print(_class_table(found, console.width))
     if document["repair"]:
         console.print()
         console.print(_repair_line(document["repair"]))
@@ -86,24 +87,31 @@ def _bullets(console: Console, lines: list[str], most: int = LINES) -> None:
     console.print(grid)
 
 
-def _class_table(found: list[dict[str, Any]]) -> Table:
+def _class_table(found: list[dict[str, Any]], width: int) -> Table:
+    """With p-values where there are any; these say more than the threshold, where there is no room for both."""
     from rich.table import Table
 
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "score": lambda finding: ratio(finding["score"]),
+        "limit": limit,
+        "p": p_value,
+        "success": lambda finding: percent(finding["asr_before"]),
+    }
+    if not compared(found):
+        del columns["p"]
+    elif width < ROOM_FOR_ALL:
+        del columns["limit"]
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("class", overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column("family", overflow="ellipsis", no_wrap=True, max_width=12)
-    beside = compared(found)
-    for name in ("score", "limit", *(["p"] if beside else []), "success"):
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for finding in found:
         marked = finding["fired"] and not finding["waived_by"]
         table.add_row(
             _plain(f"{finding['target_class']} {class_name(finding)}"),
             _plain(clean(finding["family"], 20)),
-            ratio(finding["score"]),
-            limit(finding),
-            *([p_value(finding)] if beside else []),
-            percent(finding["asr_before"]),
+            *(tell(finding) for tell in columns.values()),
             style="red" if marked else None,
         )
     return table

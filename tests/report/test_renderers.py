@@ -126,6 +126,12 @@ class TestText:
         assert lines[head + 1] == "1 bee  profile   1.30      –  0.024     97 %"
         assert lines[head + 2] == "0 ant  mask      1.10   1.50      –     97 %"
 
+    def test_no_number_is_cut_in_a_narrow_window(self) -> None:
+        found = [size(1, "bee", 1.3, "profile", p_value=0.024), size(0, "ant", 11.1)]
+        narrow = [line.split() for line in text.render(make_verdict(found), width=40).splitlines()]
+        assert ["1", "bee", "profile", "1.30", "0.024", "97", "%"] in narrow
+        assert ["0", "ant", "mask", "11.10", "–", "97", "%"] in narrow
+
     def test_markup_is_text(self, hostile: Verdict) -> None:
         assert "[red]r[/red]" in text.render(hostile, width=400)
 
