@@ -30,32 +30,36 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
     anew, on the images it may use.
 
-    What convicts without a trigger accuses its class: in the families of the random changes that convict it, and of
-    these more is taught, else in every family that is searched by descent; and where it is the features, the head of
-    being easily persuaded. Where triggers convict, their families and classes are accused, and what convicts without
-    one accuses in every family and is silent on other classes: those may be classes that the target moves to."""
+    A trigger accuses its family and class. What convicts without one accuses its class: where no trigger does, in the
+    families of the random changes that convict it, and of these more is taught, else in every family that is searched
+    by descent; and where it is the features, the head of being easily persuaded. It is silent on other classes than
+    those that triggers name, or where none does, on others than the one class that random changes convict: they may be
+    classes that the target moves to."""
     if not isinstance(repair, Unlearning):
         return repair
     descended = [family for family in repair.families if not isinstance(family, Listed)]
     triggered = {finding.target_class for finding in convicting if finding.trigger}
     accused = {(f.family, f.target_class) for f in convicting if f.trigger and f.target_class is not None}
-    families = {family.name: family for family in repair.families}
-    taught: set[str] = set()
+    risen = {} if triggered else _risen(convicting)
+    named = triggered or (set(risen) if len(risen) == 1 else set())
     for target in {f.target_class for f in convicting if f.target_class is not None and not f.trigger}:
-        if target not in (triggered or {target}):
-            continue
-        kinds = [] if target in triggered else kinds_of([f for f in convicting if f.target_class == target])
-        accused |= {(family.name, target) for family in kinds or descended}
-        families |= {family.name: family for family in kinds if family.name not in families}
-        taught |= {family.name for family in kinds}
+        if target in (named or {target}):
+            accused |= {(family.name, target) for family in risen.get(target, descended)}
+    taught = {family.name: family for kinds in risen.values() for family in kinds}
+    known = {family.name for family in repair.families}
+    families = (*repair.families, *(family for name, family in taught.items() if name not in known))
     persuaded = any(finding.family == Shift.name for finding in convicting)
-    repair = replace(repair, families=tuple(families.values()), accused=frozenset(accused), persuaded=persuaded)
+    repair = replace(repair, families=families, accused=frozenset(accused), persuaded=persuaded)
     if not taught:
         return repair
     return replace(repair, stamped=max(repair.stamped, DOSE), taught=max(repair.taught, len(taught)))
 
 
-def kinds_of(convicting: Sequence[Finding]) -> list[TriggerFamily]:
-    """The families of trigger that leave what was found under random changes: those of one class are alike."""
+def _risen(convicting: Sequence[Finding]) -> dict[int, list[TriggerFamily]]:
+    """The classes that random changes convict, each with the families of trigger that leave such a trace."""
     rises = {f"{Profile.name}_{change}": kinds for change, kinds in KINDS.items()}
-    return [family for finding in convicting for family in rises.get(finding.family, ())]
+    found: dict[int, list[TriggerFamily]] = {}
+    for finding in convicting:
+        if finding.target_class is not None and finding.family in rises:
+            found.setdefault(finding.target_class, []).extend(rises[finding.family])
+    return found

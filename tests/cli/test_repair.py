@@ -190,6 +190,19 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
 
+def test_what_random_changes_convict_speaks_before_the_features_of_other_classes() -> None:
+    convicting = [
+        Finding("BD001", 1.4, "", family=family, target_class=target)
+        for family, target in (("features", 2), ("profile_warp", 6), ("profile", 6))
+    ]
+    repair = told(Unlearning(families=(Mask(), Wave())), convicting)
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {("warp", 6)}
+    several = told(repair, [*convicting, Finding("BD001", 1.2, "", family="profile_noise", target_class=4)])
+    assert isinstance(several, Unlearning)
+    assert several.accused == {("warp", 6), ("additive", 4), ("mask", 2), ("warp", 2)}, "no one target"
+
+
 def test_where_a_trigger_convicts_random_changes_tell_nothing_more() -> None:
     trigger = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
     rises = [Finding("BD001", 1.2, "", family="profile_reflection", target_class=c) for c in (6, 2)]
