@@ -70,11 +70,11 @@ def convicts(finding: Mapping[str, Any]) -> bool:
 
 
 def triggers(document: Mapping[str, Any], most: int | None = None) -> list[dict[str, Any]]:
-    """What BD001 says, most suspicious first, one per class: what convicts it, else the family furthest above its
-    threshold."""
+    """What BD001 says, most suspicious first, one per class: what convicts it, else what is least likely of a clean
+    model, else the family furthest above its threshold."""
     best: dict[int, dict[str, Any]] = {}
     found = filter(_sizes_a_class, document["findings"])
-    for finding in sorted(found, key=lambda f: (convicts(f), _excess(f)), reverse=True):
+    for finding in sorted(found, key=lambda f: (convicts(f), -_likely(f), _excess(f)), reverse=True):
         best.setdefault(finding["target_class"], finding)
     return list(best.values())[:most]
 
@@ -90,6 +90,11 @@ def _sizes_a_class(finding: Mapping[str, Any]) -> bool:
 
 def _triggered(finding: Mapping[str, Any]) -> bool:
     return finding["asr_before"] is not None
+
+
+def _likely(finding: Mapping[str, Any]) -> float:
+    """Its p-value; 1 where it is compared with no clean models."""
+    return 1.0 if finding["p_value"] is None else float(finding["p_value"])
 
 
 def _excess(finding: Mapping[str, Any]) -> float:

@@ -126,6 +126,18 @@ class TestText:
         assert lines[head + 1] == "1 bee  profile   1.30      –  0.024     97 %"
         assert lines[head + 2] == "0 ant  mask      1.10   1.50      –     97 %"
 
+    def test_of_a_class_that_does_not_convict_the_least_likely_of_a_clean_model_is_shown(self) -> None:
+        found = [
+            size(1, "bee", 1.1, "additive", p_value=0.9),
+            size(1, "bee", 1.0, "profile", p_value=0.2),
+            size(1, "bee", 1.2, "mask"),
+            size(0, "ant", 1.1, "additive", p_value=0.07),
+        ]
+        shown = [
+            line.split()[:3] for line in text.render(make_verdict(found)).splitlines() if line[:5] in ("1 bee", "0 ant")
+        ]
+        assert shown == [["0", "ant", "additive"], ["1", "bee", "profile"]]
+
     def test_no_number_is_cut_in_a_narrow_window(self) -> None:
         found = [size(1, "bee", 1.3, "profile", p_value=0.024), size(0, "ant", 11.1)]
         narrow = [line.split() for line in text.render(make_verdict(found), width=40).splitlines()]
