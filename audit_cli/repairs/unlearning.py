@@ -70,6 +70,7 @@ class Unlearning:
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
     if_accused: tuple[str, ...] = ("wave", "reflection", "light", "coarse_light")  # clean models have small ones, too
+    once: tuple[str, ...] = ("reflection", "light", "coarse_light")  # no model is without; round after round costs much
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
     surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already
@@ -140,7 +141,7 @@ class Unlearning:
             fresh = replace(context, seed=context.seed + turn)
             found = self._invert(repaired.frozen(), trusted, suspects, fresh)
             small = [t for t in found if usual[t.family.name] / t.size >= self.left]
-            if turn and not small:
+            if turn and all(t.family.name in self.once for t in small):
                 break
             lesson += small
             repaired = self._unlearn(repaired, anchor, lesson, cuts, trusted, fresh, watch, turn)

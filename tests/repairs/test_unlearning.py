@@ -12,6 +12,7 @@ from toys import Planted, noise_data, small
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
+from audit_cli.inversion.light import Light
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
 from audit_cli.inversion.wave import Wave
@@ -82,6 +83,26 @@ def test_a_wave_is_taught_and_looked_for_again() -> None:
     assert {t.target for t in again} == {1}
     assert 1 < len(again) <= settings.listed
     assert lesson[0].size in [t.size for t in again]
+
+
+@pytest.mark.parametrize(("once", "rounds"), [(("light",), 1), ((), 3)])
+def test_what_no_model_is_without_is_taught_once(
+    once: tuple[str, ...], rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[int] = []
+
+    def unlearn(self: Unlearning, model: Classifier, *args: object) -> Classifier:
+        taught.append(1)
+        return model
+
+    monkeypatch.setattr(Unlearning, "_unlearn", unlearn)
+    light = Light(side=4, success=0.1)
+    settings = Unlearning(
+        families=(light,), once=once, rounds=3, left=0.01, race=RACE, accused=frozenset({("light", 1)}), inside=0.0
+    )
+    toy = Planted(weight=0)
+    settings(toy.classifier(), toy.data(), CPU)
+    assert len(taught) == rounds
 
 
 def test_a_model_without_a_working_trigger_is_left_alone() -> None:
