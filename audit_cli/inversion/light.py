@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DARKEST = 1e-4  # of a pixel: a power below 1 has no gradient at 0
+from audit_cli.inversion.reflection import DARKEST
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from toys import Linear
 from audit_cli.attacks.refool import Refool
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.engine import Search
-from audit_cli.inversion.light import DARKEST, Light
+from audit_cli.inversion.light import Light
+from audit_cli.inversion.reflection import DARKEST
 from audit_cli.types import Context, TrustedData
 
 SIDE = 16
