@@ -55,9 +55,7 @@ def scored(zoo: Zoo, recipe: Recipe, detector: str, turn: int = 0, only_planted:
     context = replace(zoo.context, seed=recipe.seed + SEEDS * turn)
     began, cpu = time.monotonic(), time.process_time()
     skipped = only_planted and recipe.attack != CLEAN and not victim.planted
-    findings, costs = (
-        ([], {}) if skipped else clocked(DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context))
-    )
+    findings, costs = clocked([] if skipped else DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context))
     took, worked = time.monotonic() - began, time.process_time() - cpu
     scores: dict[str, dict[str, list[float | None]]] = {}
     pairs: dict[str, dict[str, dict[str, float]]] = {}
