@@ -47,9 +47,9 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
             accused |= {(family.name, target) for family in risen.get(target, descended)}
     taught = {family.name: family for kinds in risen.values() for family in kinds}
     known = {family.name for family in repair.families}
-    families = (*repair.families, *(family for name, family in taught.items() if name not in known))
+    further = tuple(family for name, family in taught.items() if name not in known)
     persuaded = any(finding.family == Shift.name for finding in convicting)
-    repair = replace(repair, families=families, accused=frozenset(accused), persuaded=persuaded)
+    repair = replace(repair, told=further, accused=frozenset(accused), persuaded=persuaded)
     if not taught:
         return repair
     return replace(repair, stamped=max(repair.stamped, DOSE), taught=max(repair.taught, len(taught)))

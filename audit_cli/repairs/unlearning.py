@@ -15,8 +15,9 @@ is taught, too.
     until none of them is small any more
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
-by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and waves and
-light, which clean models obey too, only then. The pivot sees clean images only, and what it says of them is the lesson
+by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and waves, which
+clean models obey too, only then. What is `told` of by random changes (accusation.py) is searched in accused classes
+alone, and once, since no model is without. The pivot sees clean images only, and what it says of them is the lesson
 for both: with few images its answers hold the accuracy better than labels do, and better still on mixtures of two
 images, of which there are many. The pupil alone sees them through a fog of one colour, since a blended pattern works as
 a fog does, and no recovered trigger takes anything from the image.
@@ -59,8 +60,8 @@ from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
 class Survey(NamedTuple):
     """What is found on the pivot before anything is taught."""
 
-    lesson: tuple[Trigger, ...]  # the suspicious triggers, most suspicious first
-    usual: Mapping[str, float]  # what the median class needs in each family
+    lesson: tuple[Trigger, ...]  # the best of each kind that is told of, the suspicious ones, most suspicious first
+    usual: Mapping[str, float]  # what the median class needs in each family that is searched in all classes
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Unlearning:
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
-    if_accused: tuple[str, ...] = ("wave", "reflection", "light", "coarse_light")  # clean models have small ones, too
-    once: tuple[str, ...] = ("reflection", "light", "coarse_light")  # no model is without; round after round costs much
+    if_accused: tuple[str, ...] = ("wave",)  # clean models have small ones, too
+    told: tuple[TriggerFamily, ...] = ()  # further ones, of accused classes; round after round of them costs accuracy
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
     surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already
@@ -134,14 +135,14 @@ class Unlearning:
         anchor = pivot.clone().on(context.device).frozen()
         first, usual = self.surveyed or self.survey(anchor, trusted, context)
         lesson = list(first)
-        suspects = {(trigger.family, trigger.target) for trigger in lesson}
+        suspects = {(trigger.family, trigger.target) for trigger in lesson if trigger.family.name in usual}
         repaired = anchor.clone()
         cuts = self._cuts(anchor, trusted.images.to(context.device)) if self.inside else {}
         for turn in range(self.rounds if lesson else 0):
             fresh = replace(context, seed=context.seed + turn)
             found = self._invert(repaired.frozen(), trusted, suspects, fresh)
             small = [t for t in found if usual[t.family.name] / t.size >= self.left]
-            if turn and all(t.family.name in self.once for t in small):
+            if turn and not small:
                 break
             lesson += small
             repaired = self._unlearn(repaired, anchor, lesson, cuts, trusted, fresh, watch, turn)
@@ -164,7 +165,18 @@ class Unlearning:
             triggers += [(usual[family.name] / float(sizes[row]), state.trigger(row, family)) for row in rows]
         triggers.sort(key=lambda pair: (self._accuses(pair[1]), pair[0]), reverse=True)
         lesson = [t for ratio, t in triggers if self._accuses(t) or (ratio >= self.suspicious and self._tells(t))]
+        told = self._kinds(pivot, trusted, context)
+        lesson = [*(kind[0] for kind in told), *lesson, *(trigger for kind in told for trigger in kind[1:])]
         return Survey(tuple(lesson or [t for _, t in triggers if self._tells(t)][:1]), usual)
+
+    def _kinds(self, pivot: Classifier, trusted: TrustedData, context: Context) -> list[list[Trigger]]:
+        """Triggers of each family that it was told of, by accused class, smallest first."""
+        kinds = []
+        for family in self.told:
+            for target in sorted(target for name, target in self.accused if name == family.name):
+                found = self._invert(pivot, trusted, {(family, target)}, context)
+                kinds.append(sorted(found, key=lambda trigger: trigger.size))
+        return [found for found in kinds if found]
 
     def _tells(self, trigger: Trigger) -> bool:
         """Is a small one suspicious by itself?"""
@@ -178,7 +190,7 @@ class Unlearning:
     ) -> list[Trigger]:
         """Small triggers that still work, from several starts for each suspicious (family, class)."""
         found = []
-        for family in self.families:
+        for family in (*self.families, *self.told):
             if classes := sorted({target for other, target in suspects if other == family}):
                 state = self.race.again(model, family, classes, self.starts, trusted, self.search, context, self.listed)
                 found += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -85,24 +86,32 @@ def test_a_wave_is_taught_and_looked_for_again() -> None:
     assert lesson[0].size in [t.size for t in again]
 
 
-@pytest.mark.parametrize(("once", "rounds"), [(("light",), 1), ((), 3)])
-def test_what_no_model_is_without_is_taught_once(
-    once: tuple[str, ...], rounds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taught: list[int] = []
+def test_what_it_is_told_of_is_searched_in_accused_classes_and_taught_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lessons: list[Sequence[Trigger]] = []
 
-    def unlearn(self: Unlearning, model: Classifier, *args: object) -> Classifier:
-        taught.append(1)
+    def unlearn(
+        self: Unlearning, model: Classifier, anchor: Classifier, lesson: Sequence[Trigger], *_: object
+    ) -> Classifier:
+        lessons.append(list(lesson))
         return model
 
     monkeypatch.setattr(Unlearning, "_unlearn", unlearn)
-    light = Light(side=4, success=0.1)
+    fine, coarse = Light(side=4, success=0.1), Light(side=2, success=0.1, name="coarse_light")
+    accused = frozenset({("light", 1), ("coarse_light", 1)})
     settings = Unlearning(
-        families=(light,), once=once, rounds=3, left=0.01, race=RACE, accused=frozenset({("light", 1)}), inside=0.0
-    )
+        families=(Mask(success=0.1),), told=(fine, coarse), race=RACE, rounds=3, starts=2, left=1e6, accused=accused
+    )  # fmt: skip
     toy = Planted(weight=0)
     settings(toy.classifier(), toy.data(), CPU)
-    assert len(taught) == rounds
+    assert len(lessons) == 1, "light is small in all models, and not looked for again"
+    triggers = lessons[0]
+    lights = [trigger for trigger in triggers if trigger.family in settings.told]
+    assert {trigger.target for trigger in lights} == {1}
+    assert [trigger.family.name for trigger in triggers[:2]] == ["light", "coarse_light"], "the best of each kind first"
+    for family in settings.told:
+        sizes = [trigger.size for trigger in lights if trigger.family == family]
+        assert len(sizes) == 2
+        assert sizes == sorted(sizes)
 
 
 def test_a_model_without_a_working_trigger_is_left_alone() -> None:
