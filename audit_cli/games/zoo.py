@@ -182,6 +182,10 @@ class Zoo:
             settings=dict(recipe.settings),
         )
 
+    def has(self, recipe: Recipe) -> bool:
+        """Is its victim trained?"""
+        return self._path(recipe).exists()
+
     def base(self, network: Network) -> Classifier:
         """The clean network victims start from, frozen."""
         recipe = base_recipe(network, self.data)
@@ -261,16 +265,22 @@ def subset(data: TrustedData, images: int | None, generator: torch.Generator) ->
 
 
 def rehearse(wanted: Sequence[Recipe], zoo: Zoo) -> None:
-    """Poisons the data once for every row, without training anything, so that an impossible one is told at once.
+    """Poisons the data once for every row that has no victim yet, without training anything, so that an impossible one
+    is told at once.
 
     An untrained network stands in for a surrogate. Raises UsageError naming what is wrong.
     """
-    seen = set()
+    seen = {_row(recipe) for recipe in wanted if zoo.has(recipe)}
     for recipe in wanted:
-        row = (recipe.attack, recipe.count, recipe.settings)
-        if recipe.attack == CLEAN or row in seen:
+        if recipe.attack == CLEAN or _row(recipe) in seen:
             continue
-        seen.add(row)
+        seen.add(_row(recipe))
         stand_in = zoo.untrained(recipe.surrogate) if recipe.surrogate else None
         context = replace(zoo.context, seed=recipe.seed)
         poison(zoo.attack(recipe, stand_in), zoo.images(recipe), context)
+
+
+def _row(recipe: Recipe) -> tuple[object, ...]:
+    """What decides whether a victim is possible: everything but the seeds of its trigger."""
+    settings = [(name, value) for name, value in recipe.settings if not name.endswith("_seed")]
+    return recipe.attack, recipe.count, *settings

@@ -14,7 +14,7 @@ from audit_cli.errors import BudgetExceeded, UsageError
 from audit_cli.games import zoo as module
 from audit_cli.games.config import Bench
 from audit_cli.games.data import Data, read_data
-from audit_cli.games.zoo import Zoo, base_recipe, recipes, rehearse
+from audit_cli.games.zoo import Recipe, Zoo, base_recipe, recipes, rehearse
 from audit_cli.types import Context
 
 
@@ -153,6 +153,21 @@ def test_the_impossible_is_refused_before_training(
     with pytest.raises(UsageError, match=said):
         rehearse(wanted, zoo)
     assert not zoo.folder.exists()
+
+
+def test_a_row_is_rehearsed_once_and_not_when_it_has_a_victim(
+    bench: Bench, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed: list[Recipe] = []
+    monkeypatch.setattr(Zoo, "images", lambda self, recipe: rehearsed.append(recipe) or zoo.data.train)
+    population = dataclasses.replace(bench.populations[1], attack="blend", counts=(10, 20), settings=(), victims=3)
+    wanted = recipes(dataclasses.replace(bench, populations=(population,)), zoo.data)
+    assert len({recipe.settings for recipe in wanted}) > 1, "each has a pattern of its own"
+    rehearse(wanted, zoo)
+    assert [recipe.count for recipe in rehearsed] == [10, 20]
+    monkeypatch.setattr(Zoo, "has", lambda self, recipe: recipe == wanted[-1])
+    rehearse(wanted, zoo)
+    assert [recipe.count for recipe in rehearsed] == [10, 20, 10]
 
 
 def test_a_surrogate_is_another_base(bench: Bench, images: Data) -> None:
