@@ -31,10 +31,13 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     anew, on the images it may use.
 
     A trigger accuses its family and class. What convicts without one accuses its class: where no trigger does, in the
-    families of the random changes that convict it, and of these more is taught, else in every family that is searched
-    by descent; and where it is the features, the head of being easily persuaded. It is silent on other classes than
-    those that triggers name, or where none does, on others than the one class that random changes convict: they may be
-    classes that the target moves to."""
+    families of the random changes that convict it, else in every family that is searched by descent; and where it is
+    the features, the head of being easily persuaded. It is silent on other classes than those that triggers name, or
+    where none does, on others than the one class that random changes convict: they may be classes that the target moves
+    to.
+
+    Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
+    are small are ordinary, and round after round of them costs accuracy."""
     if not isinstance(repair, Unlearning):
         return repair
     descended = [family for family in repair.families if not isinstance(family, Listed)]
@@ -45,14 +48,19 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     for target in {f.target_class for f in convicting if f.target_class is not None and not f.trigger}:
         if target in (named or {target}):
             accused |= {(family.name, target) for family in risen.get(target, descended)}
-    taught = {family.name: family for kinds in risen.values() for family in kinds}
-    known = {family.name for family in repair.families}
-    further = tuple(family for name, family in taught.items() if name not in known)
     persuaded = any(finding.family == Shift.name for finding in convicting)
-    repair = replace(repair, told=further, accused=frozenset(accused), persuaded=persuaded)
-    if not taught:
+    repair = replace(repair, accused=frozenset(accused), persuaded=persuaded)
+    if not risen:
         return repair
-    return replace(repair, stamped=max(repair.stamped, DOSE), taught=max(repair.taught, len(taught)))
+    kinds = {family.name: family for families in risen.values() for family in families}
+    known = {family.name for family in repair.families}
+    return replace(
+        repair,
+        families=tuple(family for family in repair.families if family.name in {name for name, _ in accused}),
+        told=tuple(family for name, family in kinds.items() if name not in known),
+        stamped=max(repair.stamped, DOSE),
+        taught=max(repair.taught, len(kinds)),
+    )
 
 
 def _risen(convicting: Sequence[Finding]) -> dict[int, list[TriggerFamily]]:

@@ -180,13 +180,12 @@ LIGHT = {"reflection", "coarse_light", "light"}
 def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str], accused: set[str]) -> None:
     convicting = [Finding("BD001", 1.2, "", family=family, target_class=6) for family in families]
     unlearning = Unlearning(families=(Mask(), Wave()))
-    repair = told(unlearning, convicting)
+    repair, more = told(unlearning, convicting), bool(accused - {"mask"})
     assert isinstance(repair, Unlearning)
     assert repair.accused == {(family, 6) for family in accused}
-    assert repair.families == unlearning.families
+    assert {family.name for family in (*repair.families, *repair.told)} == (accused if more else {"mask", "wave"})
     assert {family.name for family in repair.told} == accused - {"mask"}
     assert repair.persuaded == ("features" in families)
-    more = bool(accused - {"mask"})
     assert (repair.stamped > unlearning.stamped) == more
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
@@ -196,10 +195,11 @@ def test_what_random_changes_convict_speaks_before_the_features_of_other_classes
         Finding("BD001", 1.4, "", family=family, target_class=target)
         for family, target in (("features", 2), ("profile_warp", 6), ("profile", 6))
     ]
-    repair = told(Unlearning(families=(Mask(), Wave())), convicting)
+    unlearning = Unlearning(families=(Mask(), Wave()))
+    repair = told(unlearning, convicting)
     assert isinstance(repair, Unlearning)
     assert repair.accused == {("warp", 6)}
-    several = told(repair, [*convicting, Finding("BD001", 1.2, "", family="profile_noise", target_class=4)])
+    several = told(unlearning, [*convicting, Finding("BD001", 1.2, "", family="profile_noise", target_class=4)])
     assert isinstance(several, Unlearning)
     assert several.accused == {("warp", 6), ("additive", 4), ("mask", 2)}, "no one target"
 
