@@ -121,6 +121,12 @@ class Calibration:
         families, known = families_of(self.rows), (~p.isnan()).nonzero().tolist()
         return {(families[f], self.domain.classes[c]): float(p[f, c]) for f, c in known}
 
+    def only(self, family: str) -> Calibration:
+        """The same clean models, as far as they were scored in `family`."""
+        scores = [{row: values for row, values in model.scores.items() if row == family} for model in self.models]
+        models = tuple(replace(model, scores=few) for model, few in zip(self.models, scores, strict=True))
+        return replace(self, models=models)
+
     def _by_class(self, scores: Scores) -> dict[str, tuple[float | None, ...]]:
         return {row: tuple(scores.get((row, c)) for c in self.domain.classes) for row in self.rows}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from audit_cli import audit, models
 from audit_cli.audit import conclude, feed
+from audit_cli.calibration import RULE
 from audit_cli.checkpoint import Checkpoint, locate, open_checkpoint
 from audit_cli.checkpoint.private import private_directory
 from audit_cli.checkpoint.save import write_atomically
@@ -26,6 +27,7 @@ from audit_cli.metrics import asr, cda, cda_drop, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
 from audit_cli.repairs.accusation import told
+from audit_cli.repairs.acquittal import still_risen
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
 from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import disagreement, divide
@@ -131,7 +133,6 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
     best = best if best.findings else replace(best, findings=rescan(case, best.classifier, case.context))
     findings = save_pictures(best.findings, case.holdout, folder / EVIDENCE)
     subject = replace(case.subject, classifier=best.classifier, trusted=case.holdout, choice=None, calibration=None)
-    subject = audit.calibrated(subject, case.policy, case.detectors, case.context)
     with open_checkpoint(_opens(case.checkpoint, folder)) as written:
         about = conclude(written, subject, findings, case.policy, case.context, watch)
         verdict = account(case, best, about, _manifest(written), relearned)
@@ -192,7 +193,7 @@ def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[fl
 
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:
     """Audits what would be delivered: the tuned weights as written and read back, on images no repair has seen. Nothing
-    is scanned again where the accuracy or the recovered triggers already speak against it."""
+    is scanned again where the accuracy, the recovered triggers or random changes already speak against it."""
     repaired, holdout, policy = read_back(case, tuned), case.holdout, case.policy
     pivot = case.subject.classifier
     before = predict(pivot, holdout.images, context)
@@ -204,6 +205,8 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         objections.append(f"clean accuracy dropped by {100 * drop[0]:.1f} points, {100 * policy.max_drop:g} allowed")
     if left is not None and left > policy.max_asr:
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
+    alpha = policy.rules[RULE].alpha
+    objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context)
     findings = [] if objections else rescan(case, repaired, context)
     return Attempt(
         rung=rung,
@@ -222,9 +225,8 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
 
 
 def rescan(case: Case, repaired: Classifier, context: Context) -> list[Finding]:
-    """What the detectors say of a repaired model, on the holdout, by a calibration that holds for so few images."""
+    """What the detectors say of a repaired model, on the holdout. No calibration holds: its models are not repaired."""
     subject = replace(case.subject, classifier=repaired, trusted=case.holdout, choice=None, calibration=None)
-    subject = audit.calibrated(subject, case.policy, case.detectors, context)
     return list(audit.examine(subject, case.checkpoint, case.policy, case.detectors, context))
 
 

@@ -116,7 +116,7 @@ def account(
         "output": output,
         "relearning": None if relearned is None else asdict(relearned),
     }
-    return amended(about, verdict, reasons, section, [_halves(case), *_resolution(case, best)])
+    return amended(about, verdict, reasons, section, [_halves(case), *_compared(case), *_resolution(case, best)])
 
 
 def unchanged(case: Case, about: Verdict, cda: float, asr: float | None, output: Json) -> Verdict:
@@ -146,6 +146,17 @@ def _halves(case: Case) -> str:
         f"{len(case.fit)} of the trusted images were used for the repair; accuracy and what is left of the backdoor "
         f"were measured on the other {len(case.holdout)}."
     )
+
+
+def _compared(case: Case) -> list[str]:
+    """Said when clean models have decided about the pivot."""
+    if case.subject.calibration is None:
+        return []
+    line = (
+        "The repaired model was judged by thresholds, and by what random changes had shown; a scan that compares "
+        "everything with clean models can still find it unusual: on unchanged images it answers as before."
+    )
+    return [line]
 
 
 def _resolution(case: Case, best: Attempt) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from audit_cli import mend
 from audit_cli.classifier import Classifier
 from audit_cli.cli import run
 from audit_cli.detectors import DETECTORS
@@ -321,6 +322,17 @@ class Dimming:
         with torch.no_grad():
             repaired.head.weight[0] = 0
         return repaired
+
+
+def test_what_random_changes_still_show_keeps_a_repair_from_passing(
+    repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [["random noise still makes class 3 more likely"], []]
+    monkeypatch.setattr(mend, "still_risen", lambda *_: lines.pop(0))
+    rungs = (Rung("first", Marking()), Rung("second", Marking()))
+    outcome = repair(rungs=rungs)
+    assert (outcome.code, outcome.verdict["repair"]["method"]) == (0, "second")
+    assert len(detector.seeds) == 2, "the first is not scanned again"
 
 
 def test_a_repair_that_costs_too_much_is_taken_back_part_of_the_way(repair: Repair, detector: Stub) -> None:

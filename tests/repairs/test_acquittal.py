@@ -1,0 +1,82 @@
+"""What random changes convicted must be gone after a repair: compared with clean models again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import noise_data, small
+
+from audit_cli.calibration import Calibration, Clean, Domain
+from audit_cli.repairs import acquittal
+from audit_cli.repairs.acquittal import still_risen
+from audit_cli.types import Context, Finding
+
+CPU = Context()
+DATA = noise_data()
+NAMES = tuple(sorted(DATA.class_names))
+RISES = ("profile_noise", "profile_reflection")
+
+
+def calibration(models: int = 40) -> Calibration:
+    """Clean models of which random changes raise no class; the features of one class are odd on all of them."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for k in range(models):
+        rises = {f: tuple((0.02 * torch.randn(len(NAMES), generator=generator)).exp().tolist()) for f in RISES}
+        found.append(Clean(f"{k:064x}", "toy", 0.8, rises | {"features": (9.0,) * len(NAMES)}))
+    return Calibration("toys", Domain("toy", 8, 8, NAMES), "0", "0", 400, tuple(found))
+
+
+def convicting(family: str = "profile_reflection", p: float | None = 0.02) -> Finding:
+    return Finding("BD001", 1.3, "", "calibrated", family, 1, DATA.class_names[1], p_value=p)
+
+
+@pytest.fixture
+def rises(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """How much each family rises at class 1 of the repaired model; nothing elsewhere."""
+    risen = dict.fromkeys(RISES, 0.0)
+
+    def answers(*_: object) -> Iterator[Finding]:
+        for family, value in risen.items():
+            for target, name in enumerate(DATA.class_names):
+                yield Finding("BD001", math.exp(value * (target == 1)), "", "calibrated", family, target, name)
+
+    monkeypatch.setattr(acquittal, "answers", answers)
+    return risen
+
+
+def objections(*findings: Finding, alpha: float | None = 0.05, by: Calibration | None = None) -> list[str]:
+    return still_risen(findings, small(), DATA, by, alpha, CPU)
+
+
+def test_a_change_that_shows_nothing_more_acquits(rises: dict[str, float]) -> None:
+    assert objections(convicting(), by=calibration()) == []
+
+
+def test_a_change_that_still_shows_it_does_not(rises: dict[str, float]) -> None:
+    rises["profile_reflection"] = 0.3
+    (line,) = objections(convicting(), by=calibration())
+    assert "random reflection" in line
+    assert DATA.class_names[1] in line
+    assert "p-value 0.024, 0.05 accepted" in line
+
+
+def test_only_what_convicted_is_compared(rises: dict[str, float]) -> None:
+    """Under something else a repair may have made the model odd, and on clean images the target rarer."""
+    rises["profile_noise"] = 0.3
+    assert objections(convicting(), by=calibration()) == []
+    assert len(objections(convicting("profile_noise"), by=calibration())) == 1
+    assert objections(convicting("profile"), by=calibration()) == []
+    assert objections(replace(convicting("profile_noise"), target_class=2, target_name=DATA.class_names[2])) == []
+
+
+@pytest.mark.parametrize(("alpha", "by"), [(None, calibration()), (0.05, None)])
+def test_without_clean_models_that_decide_nothing_is_said(
+    rises: dict[str, float], alpha: float | None, by: Calibration | None
+) -> None:
+    rises["profile_reflection"] = 0.3
+    assert objections(convicting(), alpha=alpha, by=by) == []
