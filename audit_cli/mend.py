@@ -23,14 +23,14 @@ from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import UsageError
 from audit_cli.judgement import judge
-from audit_cli.metrics import asr, cda, cda_drop, predict
+from audit_cli.metrics import asr, cda, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
 from audit_cli.repairs.accusation import told
 from audit_cli.repairs.acquittal import still_risen
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
 from audit_cli.repairs.drift import layer_normalised
-from audit_cli.repairs.holdout import disagreement, divide
+from audit_cli.repairs.holdout import cost, divide
 from audit_cli.repairs.ladder import FURTHER, LADDER, SLIGHTLY, Rung
 from audit_cli.repairs.output import (
     README,
@@ -181,7 +181,7 @@ def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[fl
     """`whole`, and attempts part of the way to it as long as the last one costs too much accuracy."""
     attempts, pivot = [whole], case.subject.classifier
     for share in shares:
-        if attempts[-1].drop[0] <= case.policy.max_drop:
+        if attempts[-1].cost.drop[0] <= case.policy.max_drop:
             break
         less = partway(pivot, whole.classifier, share)
         fresh = replace(context, seed=context.seed + round(100 * share))
@@ -196,13 +196,13 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     is scanned again where the accuracy, the recovered triggers or random changes already speak against it."""
     repaired, holdout, policy = read_back(case, tuned), case.holdout, case.policy
     pivot = case.subject.classifier
-    before = predict(pivot, holdout.images, context)
-    after = predict(repaired, holdout.images, context)
-    drop = cda_drop(before, after, holdout.labels)
+    price = cost(pivot, repaired, holdout, context)
     left = strongest(repaired, case.triggers, holdout, context)
     objections = []
-    if drop[0] > policy.max_drop:
-        objections.append(f"clean accuracy dropped by {100 * drop[0]:.1f} points, {100 * policy.max_drop:g} allowed")
+    if price.drop[0] > policy.max_drop:
+        objections.append(
+            f"clean accuracy dropped by {100 * price.drop[0]:.1f} points, {100 * policy.max_drop:g} allowed"
+        )
     if left is not None and left > policy.max_asr:
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
     alpha = policy.rules[RULE].alpha
@@ -213,12 +213,9 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         classifier=repaired,
         findings=findings,
         verdict="FAIL" if objections else judge(findings, policy, "", today())[0],
-        cda_before=cda(before, holdout.labels),
-        cda=cda(after, holdout.labels),
+        cost=price,
         asr_before=strongest(pivot, case.triggers, holdout, context),
         asr=left,
-        drop=drop,
-        disagreement=disagreement(before, after, holdout.labels),
         objections=tuple(objections),
         curve=curve,
     )

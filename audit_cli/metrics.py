@@ -83,20 +83,26 @@ def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def cda_drop(before: Tensor, after: Tensor, labels: Tensor, z: float = Z95) -> tuple[float, float, float]:
-    """Paired drop of `cda` from `before` to `after` on the same images: (drop, low, high), positive when it got worse.
+    """Paired drop of `cda` from `before` to `after` on the same images: (drop, low, high), positive when it got worse;
+    otherwise as `paired_drop`."""
+    right_before, right_after = classes_of(before) == labels, classes_of(after) == labels
+    return paired_drop(right_before.double() - right_after.double(), z)
+
+
+def paired_drop(lost: Tensor, z: float = Z95) -> tuple[float, float, float]:
+    """Mean of `lost` (N,), how much less often an image is right, in [-1, 1]: (drop, low, high), all in [-1, 1].
 
     Only images whose correctness changed carry information. Interval: adjusted Wald for paired proportions
     (D. G. Bonett, R. M. Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on
-    paired data", 2012), which stays honest at a hundred images.
+    paired data", 2012), which stays honest at a hundred images: one image more is lost and one more won. Raises
+    DataError when there are no images.
     """
-    right_before, right_after = classes_of(before) == labels, classes_of(after) == labels
-    lost, won, n = int((right_before & ~right_after).sum()), int((~right_before & right_after).sum()), len(labels)
-    if n == 0:
+    if len(lost) == 0:
         raise DataError("no images to measure accuracy on; add trusted images")
-    p_lost, p_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
-    half = z * math.sqrt((p_lost + p_won - (p_lost - p_won) ** 2) / (n + 2))
-    centre = p_lost - p_won
-    return (lost - won) / n, max(-1.0, centre - half), min(1.0, centre + half)
+    more = torch.cat([lost.double(), torch.tensor([1.0, -1.0], dtype=torch.double, device=lost.device)])
+    centre = float(more.mean())
+    half = z * math.sqrt(max(0.0, float(more.square().mean()) - centre * centre) / len(more))
+    return float(lost.double().mean()), max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def auroc(negatives: Tensor, positives: Tensor) -> float:

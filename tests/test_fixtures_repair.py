@@ -20,10 +20,10 @@ from audit_cli.checkpoint import manifest, open_checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.cli import run
 from audit_cli.data import Preprocessing, from_config, load_trusted
-from audit_cli.metrics import asr, cda, predict
+from audit_cli.metrics import asr, predict
 from audit_cli.models import Prompts, build
 from audit_cli.policy import Policy
-from audit_cli.repairs.holdout import divide
+from audit_cli.repairs.holdout import cost, divide
 from audit_cli.resources import bundled, violations
 from audit_cli.types import Context, TrustedData
 
@@ -80,8 +80,7 @@ def test_a_backdoored_one_is_mended(name: str, tmp_path: Path) -> None:
     stamped, truth = attack.trigger(holdout.images[others]), holdout.labels[others]
     assert asr(predict(before, stamped, CPU), truth, attack.target) > 0.9
     assert asr(predict(after, stamped, CPU), truth, attack.target) <= 0.05
-    drop = cda(predict(before, holdout.images, CPU), holdout.labels) - section["after"]["cda"]
-    assert drop == pytest.approx(section["cda_drop"], abs=1e-6)
+    assert cost(before, after, holdout, CPU).drop[0] == pytest.approx(section["cda_drop"], abs=1e-6)
 
     assert run(["verify", str(out / "verdict.json"), str(out), "--quiet"]) == 0
     torch.testing.assert_close(theirs(out, after, holdout.images), after(holdout.images), atol=1e-3, rtol=1e-3)

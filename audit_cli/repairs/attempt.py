@@ -11,7 +11,7 @@ from audit_cli.checkpoint import Checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.judgement import EXIT_CODES, PASS_REASON, judge
 from audit_cli.policy import Policy
-from audit_cli.repairs.holdout import images_needed
+from audit_cli.repairs.holdout import STEP, Cost, images_needed
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
@@ -58,12 +58,9 @@ class Attempt:
     classifier: Classifier  # read back from what was written
     findings: Sequence[Finding]  # of the rescan; none when the objections alone decide
     verdict: str  # of the rescan
-    cda_before: float
-    cda: float
+    cost: Cost  # of clean accuracy
     asr_before: float | None  # the largest of the triggers recovered from the pivot
     asr: float | None
-    drop: tuple[float, float, float]  # of cda against the pivot, and its interval
-    disagreement: float
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     curve: Trajectory
 
@@ -74,7 +71,7 @@ class Attempt:
     def rank(self, policy: Policy) -> tuple[bool, int, float, float]:
         """Smaller is better: passes; fewer objections; how far over the limits; what is left of the triggers."""
         asr, against = self.asr or 0.0, len(self.objections) + (self.verdict != "PASS")
-        over = max(0.0, self.drop[0] - policy.max_drop) + max(0.0, asr - policy.max_asr)
+        over = max(0.0, self.cost.drop[0] - policy.max_drop) + max(0.0, asr - policy.max_asr)
         return not self.passes, against, over, asr
 
 
@@ -90,7 +87,7 @@ def highest(findings: Sequence[Finding]) -> float | None:
 def rows(best: Attempt) -> str:
     """Lines of a Markdown table: what, before, after."""
     asr = "–" if best.asr is None or best.asr_before is None else f"{best.asr_before:.1%} | {best.asr:.1%}"
-    lines = [f"| clean accuracy | {best.cda_before:.1%} | {best.cda:.1%} |"]
+    lines = [f"| clean accuracy | {best.cost.before:.1%} | {best.cost.after:.1%} |"]
     return "\n".join([*lines, f"| success of the recovered triggers | {asr} |"] if asr != "–" else lines)
 
 
@@ -106,11 +103,11 @@ def account(
     origin += f", {case.checkpoint.origin.name}" if case.checkpoint.origin else ""
     lead = f"no repair passed, so no weights were written; the best was {best.rung}" if output is None else None
     reasons = [*([lead] if lead else []), *best.objections, *own, *([] if lead else [origin])]
-    drop, *interval = best.drop
+    drop, *interval = best.cost.drop
     section: Json = {
         "method": best.rung,
-        "before": {"cda": best.cda_before, "asr": best.asr_before, "score": highest(case.findings)},
-        "after": {"cda": best.cda, "asr": best.asr, "score": highest(best.findings)},
+        "before": {"cda": best.cost.before, "asr": best.asr_before, "score": highest(case.findings)},
+        "after": {"cda": best.cost.after, "asr": best.asr, "score": highest(best.findings)},
         "cda_drop": drop,
         "cda_drop_interval": interval,
         "output": output,
@@ -144,7 +141,7 @@ def amended(about: Verdict, verdict: str, reasons: Sequence[str], section: Json,
 def _halves(case: Case) -> str:
     return (
         f"{len(case.fit)} of the trusted images were used for the repair; accuracy and what is left of the backdoor "
-        f"were measured on the other {len(case.holdout)}."
+        f"were measured on the other {len(case.holdout)}, accuracy also moved by 1/{round(1 / STEP)} of a side."
     )
 
 
@@ -161,11 +158,11 @@ def _compared(case: Case) -> list[str]:
 
 def _resolution(case: Case, best: Attempt) -> list[str]:
     """Said when the interval of the accuracy drop reaches past what the policy allows."""
-    drop, low, high = best.drop
+    drop, low, high = best.cost.drop
     limit = case.policy.max_drop
     if high <= limit or drop > limit:
         return []
-    needed = images_needed(limit - max(drop, 0.0), best.disagreement) if drop < limit else None
+    needed = images_needed(limit - max(drop, 0.0), best.cost.disagreement) if drop < limit else None
     remedy = f"; about {needed} held-out images would bound it" if needed else ""
     line = (
         f"The accuracy drop of {100 * drop:.1f} points has the 95 % interval {100 * low:.1f} to {100 * high:.1f}, "

@@ -1,7 +1,10 @@
-"""How many held-out images it takes to say that a repair cost at most so much accuracy.
+"""What a repair costs in accuracy, and how many held-out images it takes to say so.
 
-Only images on which pivot and repaired model differ in being right carry information. Let d be their share. With as
-many lost as won, the adjusted Wald interval of the paired drop (metrics.cda_drop) has the half-width
+Only images on which pivot and repaired model differ in being right carry information, and of those that are near a
+boundary it is chance which model is. So every image is shown as it is and moved a little in four directions, where the
+pivot is as good there: lost(x), how much less often it is right, in [-1, 1], scatters as on twice as many images. Let d
+be the mean of lost². With as much lost as won, the adjusted Wald interval of the paired drop (metrics.paired_drop) has
+the half-width
 
     z · √(n·d + 2) / (n + 2)        n: held-out images, z = 1.96
 
@@ -11,15 +14,19 @@ so n ≈ z²·d / Δ² images resolve a drop of Δ: at 2 points, 96 for every hu
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from audit_cli.classifier import Classifier
 from audit_cli.errors import UnsupportedError
-from audit_cli.metrics import Z95, classes_of
-from audit_cli.types import TrustedData
+from audit_cli.metrics import Z95, classes_of, paired_drop, predict
+from audit_cli.types import Context, TrustedData
 
 LEAST_DISAGREEMENT = 0.01  # ours: no repair that removed a backdoor changed fewer answers, see fixtures/results/repair
+STEP = 1 / 32  # ours: of a side, that a view of an image is moved by
 FIT_SHARE = 0.5  # ours: share of the trusted images a repair may use; the rest measures
 
 
@@ -35,9 +42,40 @@ def images_needed(drop: float, disagreement: float = LEAST_DISAGREEMENT, z: floa
     return max(1, math.ceil(root - 2 - 1e-9))
 
 
-def disagreement(before: Tensor, after: Tensor, labels: Tensor) -> float:
-    """Share of images on which exactly one of two models is right; logits or classes, as in metrics."""
-    return float(((classes_of(before) == labels) != (classes_of(after) == labels)).double().mean())
+class Cost(NamedTuple):
+    """Clean accuracy on a holdout before and after a repair, in [0, 1], over the views of every image; the paired drop
+    with its 95 % interval; and d."""
+
+    before: float
+    after: float
+    drop: tuple[float, float, float]
+    disagreement: float
+
+
+def cost(pivot: Classifier, repaired: Classifier, holdout: TrustedData, context: Context) -> Cost:
+    """What `repaired` has lost against `pivot`; both on the context's device. A view on which the pivot is clearly
+    worse than on the images as they are is left out: it was not trained for that."""
+    views = [holdout.images, *moved(holdout.images)]
+    before = [_right(pivot, view, holdout.labels, context) for view in views]
+    usable = [k for k, right in enumerate(before) if paired_drop(before[0] - right)[1] <= 0]
+    after = [_right(repaired, views[k], holdout.labels, context) for k in usable]
+    old, new = (torch.stack(rights).mean(0) for rights in ([before[k] for k in usable], after))
+    lost = old - new
+    return Cost(float(old.mean()), float(new.mean()), paired_drop(lost), float(lost.square().mean()))
+
+
+def moved(images: Tensor) -> list[Tensor]:
+    """Images (N, C, H, W) moved up, down, left and right by `STEP` of a side, a pixel at least; the border repeats."""
+    H, W = images.shape[-2:]
+    down, right = max(1, round(STEP * H)), max(1, round(STEP * W))
+    padded = F.pad(images, (right, right, down, down), mode="replicate")
+    corners = ((0, right), (2 * down, right), (down, 0), (down, 2 * right))
+    return [padded[..., top : top + H, left : left + W] for top, left in corners]
+
+
+def _right(classifier: Classifier, images: Tensor, labels: Tensor, context: Context) -> Tensor:
+    """(N,) 1 where it is right."""
+    return (classes_of(predict(classifier, images, context)) == labels).double()
 
 
 def divide(trusted: TrustedData, max_drop: float, min_per_class: int, generator: torch.Generator) -> tuple[

@@ -8,13 +8,19 @@ import pytest
 
 from audit_cli.policy import Policy
 from audit_cli.repairs.attempt import Attempt
+from audit_cli.repairs.holdout import Cost
 
 POLICY = Policy.load("default")  # allows 2 points, and 5 % of the triggers
 
 
 def attempt(drop: float, asr: float | None, verdict: str = "FAIL", objections: int = 0) -> Attempt:
     fields: dict[str, Any] = dict.fromkeys(Attempt.__dataclass_fields__)
-    fields |= {"drop": (drop, drop, drop), "asr": asr, "verdict": verdict, "objections": ("",) * objections}
+    fields |= {
+        "cost": Cost(1.0, 1.0 - drop, (drop, drop, drop), drop),
+        "asr": asr,
+        "verdict": verdict,
+        "objections": ("",) * objections,
+    }
     return Attempt(**fields)
 
 

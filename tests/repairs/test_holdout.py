@@ -1,14 +1,17 @@
-"""How many images judge a repair: the formula is the interval's own, and too few are refused with the number."""
+"""What a repair costs, over views of every image; the formula for how many images judge it is the interval's own, and
+too few are refused with the number."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from audit_cli.classifier import Classifier
 from audit_cli.errors import UnsupportedError
 from audit_cli.metrics import cda_drop
-from audit_cli.repairs.holdout import LEAST_DISAGREEMENT, disagreement, divide, half_width, images_needed
-from audit_cli.types import TrustedData
+from audit_cli.repairs.holdout import LEAST_DISAGREEMENT, cost, divide, half_width, images_needed, moved
+from audit_cli.types import Context, TrustedData
 
 
 def data(per_class: list[int]) -> TrustedData:
@@ -24,7 +27,6 @@ def test_half_width_is_the_interval_of_the_drop(n: int, changed: int) -> None:
     before[: changed // 2] = 1
     after[changed // 2 : changed] = 1
     drop, low, high = cda_drop(before, after, labels)
-    assert disagreement(before, after, labels) == pytest.approx(changed / n)
     assert drop == 0
     assert (high - low) / 2 == pytest.approx(half_width(n, changed / n))
 
@@ -59,3 +61,66 @@ def test_a_small_holdout_is_refused_with_the_number_needed() -> None:
         divide(data([50, 50]), 0.02, 5, torch.Generator().manual_seed(0))
     assert f"about {2 * needed + 2} trusted images, where there are 100" in str(caught.value)
     divide(data([needed + 1, needed + 1]), 0.02, 5, torch.Generator().manual_seed(0))
+
+
+class Corner(nn.Module):
+    """Class 1 where the pixel at the corner, or the mean of all, is bright enough."""
+
+    def __init__(self, bright: float, everywhere: bool = False) -> None:
+        super().__init__()
+        self.bright, self.everywhere = bright, everywhere
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x.mean((1, 2, 3)) if self.everywhere else x[:, 0, 0, 0]
+        return torch.stack([torch.full_like(seen, self.bright), seen], 1)
+
+
+def corner(bright: float, everywhere: bool = False) -> Classifier:
+    return Classifier(Corner(bright, everywhere), "head", arch="toy").frozen()
+
+
+def spots() -> TrustedData:
+    """Images of 8x8 pixels, the first white at the corner and left of it, moved by one pixel once; all of class 1."""
+    images = torch.zeros(100, 3, 8, 8)
+    images[:50, :, :2, 0] = 1
+    return TrustedData(images, torch.ones(100, dtype=torch.int64), ("a", "b"), "0" * 64)
+
+
+def test_images_are_moved_by_a_pixel_in_four_directions_and_by_more_where_they_are_large() -> None:
+    images = torch.arange(64.0).view(1, 1, 8, 8)
+    down, up, right, left = moved(images)
+    for view, wanted in ((down[0, 0, 1:], images[0, 0, :-1]), (up[0, 0, :-1], images[0, 0, 1:])):
+        torch.testing.assert_close(view, wanted)
+    for view, wanted in ((right[0, 0, :, 1:], images[0, 0, :, :-1]), (left[0, 0, :, :-1], images[0, 0, :, 1:])):
+        torch.testing.assert_close(view, wanted)
+    large = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(moved(large)[0][..., 7:, :], large[..., :-7, :])
+
+
+def test_a_repair_is_judged_on_views_of_every_image() -> None:
+    """The repaired model, right on none at the start, is wrong on all views of half of the images: lost are those on
+    which the pivot was right."""
+    data = spots()
+    pivot, same, blind = corner(0.5), corner(0.5), corner(2.0)
+    assert cost(pivot, same, data, Context()).drop[0] == 0
+    told = cost(pivot, blind, data, Context())
+    assert told.after == 0
+    assert told.before == told.drop[0]
+    assert told.drop[1] < told.drop[0] < told.drop[2]
+    # White above white at the corner: of the five views one, moved left, is dark there, but clearly worse, so left out.
+    assert told.before == pytest.approx(0.5)
+    assert told.disagreement == pytest.approx(0.5)
+
+
+def test_an_image_that_is_lost_on_some_views_counts_as_part_of_one() -> None:
+    data = spots()
+    images = data.images.clone()
+    images[:50] = 1
+    images[:50, :, 0, 0] = 0  # bright there only when moved up or left
+    data = TrustedData(images, data.labels, data.class_names, data.digest)
+    told = cost(corner(0.5, everywhere=True), corner(0.5), data, Context())
+    assert told.before == pytest.approx(0.5)
+    assert told.after == pytest.approx(0.5 * 2 / 5)
+    assert told.drop[0] == pytest.approx(0.3)
+    assert told.disagreement == pytest.approx(0.5 * 0.6**2)
