@@ -37,7 +37,8 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     to.
 
     Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
-    are small are ordinary, and round after round of them costs accuracy."""
+    are small are ordinary, and round after round of them costs accuracy. Fog is for patterns: with light it costs
+    accuracy and helps nothing (development, Refool)."""
     if not isinstance(repair, Unlearning):
         return repair
     descended = [family for family in repair.families if not isinstance(family, Listed)]
@@ -59,6 +60,7 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
         families=tuple(family for family in repair.families if family.name in {name for name, _ in accused}),
         told=tuple(family for name, family in kinds.items() if name not in known),
         stamped=max(repair.stamped, DOSE),
+        fog=repair.fog if Additive() in kinds.values() else 0.0,
         taught=max(repair.taught, len(kinds)),
     )
 
