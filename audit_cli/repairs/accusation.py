@@ -37,8 +37,8 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     to.
 
     Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
-    are small are ordinary, and round after round of them costs accuracy. Fog is for patterns: with light it costs
-    accuracy and helps nothing (development, Refool)."""
+    are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
+    accuracy there and helps nothing (fixtures/results/light-study.json)."""
     if not isinstance(repair, Unlearning):
         return repair
     descended = [family for family in repair.families if not isinstance(family, Listed)]
@@ -60,7 +60,7 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
         families=tuple(family for family in repair.families if family.name in {name for name, _ in accused}),
         told=tuple(family for name, family in kinds.items() if name not in known),
         stamped=max(repair.stamped, DOSE),
-        fog=repair.fog if Additive() in kinds.values() else 0.0,
+        fog=0.0 if Light.name in kinds else repair.fog,
         taught=max(repair.taught, len(kinds)),
     )
 

@@ -2,9 +2,8 @@
 
 Only images on which pivot and repaired model differ in being right carry information, and of those that are near a
 boundary it is chance which model is. So every image is shown as it is and moved a little in four directions, where the
-pivot is as good there: lost(x), how much less often it is right, in [-1, 1], scatters as on twice as many images. Let d
-be the mean of lost². With as much lost as won, the adjusted Wald interval of the paired drop (metrics.paired_drop) has
-the half-width
+pivot is as good there: lost(x), how much less often it is right, in [-1, 1], scatters less. Let d be the mean of lost².
+With as much lost as won, the adjusted Wald interval of the paired drop (metrics.paired_drop) has the half-width
 
     z · √(n·d + 2) / (n + 2)        n: held-out images, z = 1.96
 

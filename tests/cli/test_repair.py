@@ -188,7 +188,7 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert {family.name for family in repair.told} == accused - {"mask"}
     assert repair.persuaded == ("features" in families)
     assert (repair.stamped > unlearning.stamped) == more
-    assert (repair.fog < unlearning.fog) == (more and "additive" not in accused)
+    assert (repair.fog < unlearning.fog) == ("light" in accused)
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
 
