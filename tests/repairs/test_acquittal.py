@@ -71,7 +71,8 @@ def test_only_what_convicted_is_compared(rises: dict[str, float]) -> None:
     assert objections(convicting(), by=calibration()) == []
     assert len(objections(convicting("profile_noise"), by=calibration())) == 1
     assert objections(convicting("profile"), by=calibration()) == []
-    assert objections(replace(convicting("profile_noise"), target_class=2, target_name=DATA.class_names[2])) == []
+    other = replace(convicting("profile_noise"), target_class=2, target_name=DATA.class_names[2])
+    assert objections(other, by=calibration()) == []
 
 
 @pytest.mark.parametrize(("alpha", "by"), [(None, calibration()), (0.05, None)])

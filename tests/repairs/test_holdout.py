@@ -81,7 +81,7 @@ def corner(bright: float, everywhere: bool = False) -> Classifier:
 
 
 def spots() -> TrustedData:
-    """Images of 8x8 pixels, the first white at the corner and left of it, moved by one pixel once; all of class 1."""
+    """Images of 8x8 pixels, all of class 1; half have two white pixels at the corner, one below the other."""
     images = torch.zeros(100, 3, 8, 8)
     images[:50, :, :2, 0] = 1
     return TrustedData(images, torch.ones(100, dtype=torch.int64), ("a", "b"), "0" * 64)
@@ -99,8 +99,7 @@ def test_images_are_moved_by_a_pixel_in_four_directions_and_by_more_where_they_a
 
 
 def test_a_repair_is_judged_on_views_of_every_image() -> None:
-    """The repaired model, right on none at the start, is wrong on all views of half of the images: lost are those on
-    which the pivot was right."""
+    """The repaired model is wrong on every view: lost is what the pivot was right on."""
     data = spots()
     pivot, same, blind = corner(0.5), corner(0.5), corner(2.0)
     assert cost(pivot, same, data, Context()).drop[0] == 0
@@ -108,7 +107,7 @@ def test_a_repair_is_judged_on_views_of_every_image() -> None:
     assert told.after == 0
     assert told.before == told.drop[0]
     assert told.drop[1] < told.drop[0] < told.drop[2]
-    # White above white at the corner: of the five views one, moved left, is dark there, but clearly worse, so left out.
+    # Moved left, all are dark at the corner, and the pivot clearly worse: that view is left out.
     assert told.before == pytest.approx(0.5)
     assert told.disagreement == pytest.approx(0.5)
 
