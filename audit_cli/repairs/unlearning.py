@@ -60,7 +60,8 @@ from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
 class Survey(NamedTuple):
     """What is found on the pivot before anything is taught."""
 
-    lesson: tuple[Trigger, ...]  # the best of each kind that is told of, the suspicious ones, most suspicious first
+    triggers: tuple[Trigger, ...]  # the smallest that work, by family and class
+    told: tuple[tuple[Trigger, ...], ...]  # of each kind that is told of and each class accused of it, smallest first
     usual: Mapping[str, float]  # what the median class needs in each family that is searched in all classes
 
 
@@ -74,6 +75,7 @@ class Unlearning:
     told: tuple[TriggerFamily, ...] = ()  # further ones, of accused classes; round after round of them costs accuracy
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
+    narrow: bool = False  # where triggers convict, accusation.py accuses these alone, and not the head
     surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
@@ -97,7 +99,7 @@ class Unlearning:
     mixed: float = 0.5  # ours: largest share of a second image in the first; Zhang et al., mixup, 2018
     fog: float = 0.4  # ours: largest share of a colour in half of the pupil's images
     # The next three: what is taught inside the network, on every other step or so.
-    inside: float = 0.5  # ours: share of such steps
+    inside: float = 0.25  # ours: share of such steps; half cost accuracy and left no less (development)
     deeper: float = 5.0  # ours: the features move by up to so many times what the recovered trigger moves them
     last: float = 2.0  # ours: the same just before the head, where 5 costs accuracy (development)
     taught: int = 2  # ours: triggers, the most suspicious of the pivot
@@ -133,8 +135,8 @@ class Unlearning:
 
     def _repair(self, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch) -> Classifier:
         anchor = pivot.clone().on(context.device).frozen()
-        first, usual = self.surveyed or self.survey(anchor, trusted, context)
-        lesson = list(first)
+        surveyed = self.surveyed or self.survey(anchor, trusted, context)
+        lesson, usual = self.lesson(surveyed), surveyed.usual
         suspects = {(trigger.family, trigger.target) for trigger in lesson if trigger.family.name in usual}
         repaired = anchor.clone()
         cuts = self._cuts(anchor, trusted.images.to(context.device)) if self.inside else {}
@@ -151,7 +153,7 @@ class Unlearning:
     def survey(self, pivot: Classifier, trusted: TrustedData, context: Context) -> Survey:
         """Searches all classes of `pivot` for small triggers, most of the work of a repair; `pivot` is untouched."""
         pivot = pivot.clone().on(context.device).frozen()
-        triggers: list[tuple[float, Trigger]] = []
+        triggers: list[Trigger] = []
         usual: dict[str, float] = {}
         for family in self.families:
             state, _ = self.race.run(pivot, family, trusted, self.search, context)
@@ -161,13 +163,20 @@ class Unlearning:
             largest = ceiling if math.isfinite(ceiling) else float(state.best_size[state.reached].max())
             sizes = torch.where(state.reached, state.best_size, largest)
             usual[family.name] = float(sizes.median()) / dict(self.allowed).get(family.name, 1.0)
-            rows = state.reached.nonzero().flatten().tolist()
-            triggers += [(usual[family.name] / float(sizes[row]), state.trigger(row, family)) for row in rows]
-        triggers.sort(key=lambda pair: (self._accuses(pair[1]), pair[0]), reverse=True)
-        lesson = [t for ratio, t in triggers if self._accuses(t) or (ratio >= self.suspicious and self._tells(t))]
-        told = self._kinds(pivot, trusted, context)
-        lesson = [*(kind[0] for kind in told), *lesson, *(trigger for kind in told for trigger in kind[1:])]
-        return Survey(tuple(lesson or [t for _, t in triggers if self._tells(t)][:1]), usual)
+            triggers += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]
+        return Survey(tuple(triggers), tuple(map(tuple, self._kinds(pivot, trusted, context))), usual)
+
+    def lesson(self, surveyed: Survey) -> list[Trigger]:
+        """What to teach of it: the best of each kind that is told of, what is suspicious, most suspicious first, then
+        the others that are told of."""
+
+        def ratio(trigger: Trigger) -> float:
+            return surveyed.usual[trigger.family.name] / trigger.size
+
+        found = sorted(surveyed.triggers, key=lambda t: (self._accuses(t), ratio(t)), reverse=True)
+        suspicious = [t for t in found if self._accuses(t) or (self._tells(t) and ratio(t) >= self.suspicious)]
+        best, others = [kind[0] for kind in surveyed.told], [t for kind in surveyed.told for t in kind[1:]]
+        return [*best, *suspicious, *others] or [t for t in found if self._tells(t)][:1]
 
     def _kinds(self, pivot: Classifier, trusted: TrustedData, context: Context) -> list[list[Trigger]]:
         """Triggers of each family that it was told of, by accused class, smallest first."""

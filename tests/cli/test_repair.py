@@ -142,7 +142,7 @@ def test_unlearning_is_told_what_the_scan_convicted_and_surveys_once(
         return Marking(mark=0.0 if self.steps == 7 else MARK)(pivot, trusted, context, watch)
 
     def survey(self: Unlearning, pivot: Classifier, trusted: TrustedData, context: Context) -> Survey:
-        surveys.append(Survey((), {"mask": 1.0}))
+        surveys.append(Survey((), (), {"mask": 1.0}))
         return surveys[-1]
 
     monkeypatch.setattr(Unlearning, "__call__", called)
@@ -223,6 +223,17 @@ def test_what_convicts_without_a_trigger_is_silent_on_classes_of_no_trigger() ->
     assert isinstance(repair, Unlearning)
     assert repair.accused == {("mask", 6), ("additive", 6)}
     assert repair.persuaded
+
+
+def test_a_narrow_repair_teaches_what_has_a_trigger_and_nothing_else_where_something_has() -> None:
+    trigger = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    features = Finding("BD001", 1.4, "", family="features", target_class=6)
+    narrow = Unlearning(families=(Mask(), Additive()), narrow=True)
+    alone, beside = told(narrow, [features]), told(narrow, [trigger, features])
+    assert isinstance(alone, Unlearning)
+    assert isinstance(beside, Unlearning)
+    assert (alone.accused, alone.persuaded) == ({("mask", 6), ("additive", 6)}, True)
+    assert (beside.accused, beside.persuaded) == ({("mask", 6)}, False)
 
 
 def test_a_repair_that_passes(repair: Repair, detector: Stub) -> None:

@@ -43,7 +43,7 @@ def test_what_was_inverted_is_unlearnt() -> None:
     settings = Unlearning(
         families=(Mask(),), search=SEARCH, race=RACE, rounds=1, steps=60, lr=0.05, clip=1e6, batch=24, pad=0, flip=False
     )
-    lesson, _ = settings.survey(pivot, fit, CPU)
+    lesson = settings.lesson(settings.survey(pivot, fit, CPU))
     assert {trigger.target for trigger in lesson} == {toy.target}
     repaired = settings(pivot, fit, CPU)
     for trigger in lesson:
@@ -61,7 +61,7 @@ def test_a_survey_that_is_known_is_not_made_again() -> None:
     told, whole = replace(settings, surveyed=surveyed)(pivot, data, CPU), settings(pivot, data, CPU)
     for ours, theirs in zip(told.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
-    clean = replace(settings, surveyed=Survey((), {}))(pivot, data, CPU)
+    clean = replace(settings, surveyed=Survey((), (), {}))(pivot, data, CPU)
     assert all(torch.equal(a, b) for a, b in zip(clean.parameters(), pivot.parameters(), strict=True))
 
 
@@ -69,7 +69,7 @@ def test_a_class_the_scan_accused_is_taught_first_however_large_its_trigger() ->
     toy = Planted(weight=3.0)
     innocent = toy.target - 1
     settings = Unlearning(families=(Mask(),), search=SEARCH, race=RACE, accused=frozenset({("mask", innocent)}))
-    lesson, _ = settings.survey(toy.classifier(), toy.data(), CPU)
+    lesson = settings.lesson(settings.survey(toy.classifier(), toy.data(), CPU))
     assert [trigger.target for trigger in lesson] == [innocent, toy.target]
 
 
@@ -77,9 +77,10 @@ def test_a_wave_is_taught_and_looked_for_again() -> None:
     toy = Planted(weight=0)
     pivot, data = toy.classifier(), toy.data()
     settings = Unlearning(families=(Wave(success=0.1),), race=RACE, accused=frozenset({("wave", 1)}))
-    lesson, usual = settings.survey(pivot, data, CPU)
+    surveyed = settings.survey(pivot, data, CPU)
+    lesson = settings.lesson(surveyed)
     assert lesson[0].target == 1
-    assert set(usual) == {"wave"}
+    assert set(surveyed.usual) == {"wave"}
     again = settings._invert(pivot, data, {(lesson[0].family, 1)}, CPU)
     assert {t.target for t in again} == {1}
     assert 1 < len(again) <= settings.listed
