@@ -1,8 +1,9 @@
 """What a repair costs in accuracy, and how many held-out images it takes to say so.
 
 Only images on which pivot and repaired model differ in being right carry information, and of those that are near a
-boundary it is chance which model is. So every image is shown as it is and moved a little in four directions, where the
-pivot is as good there: lost(x), how much less often it is right, in [-1, 1], scatters less. Let d be the mean of lost².
+boundary it is chance which model is. So every image is shown as it is and moved a little in four directions, and each
+of these in the mirror, where the pivot is as good there: lost(x), how much less often it is right, in [-1, 1], scatters
+less (fixtures/results/views-study.json). Let d be the mean of lost².
 With as much lost as won, the adjusted Wald interval of the paired drop (metrics.paired_drop) has the half-width
 
     z · √(n·d + 2) / (n + 2)        n: held-out images, z = 1.96
@@ -55,6 +56,7 @@ def cost(pivot: Classifier, repaired: Classifier, holdout: TrustedData, context:
     """What `repaired` has lost against `pivot`; both on the context's device. A view on which the pivot is clearly
     worse than on the images as they are is left out: it was not trained for that."""
     views = [holdout.images, *moved(holdout.images)]
+    views += [view.flip(-1) for view in views]
     before = [_right(pivot, view, holdout.labels, context) for view in views]
     usable = [k for k, right in enumerate(before) if paired_drop(before[0] - right)[1] <= 0]
     after = [_right(repaired, views[k], holdout.labels, context) for k in usable]
