@@ -141,8 +141,8 @@ def amended(about: Verdict, verdict: str, reasons: Sequence[str], section: Json,
 def _halves(case: Case) -> str:
     return (
         f"{len(case.fit)} of the trusted images were used for the repair; accuracy and what is left of the backdoor "
-        f"were measured on the other {len(case.holdout)}; accuracy also on these moved by 1/{round(1 / STEP)} of a side "
-        "and in the mirror."
+        f"were measured on the other {len(case.holdout)}, accuracy also on these moved by 1/{round(1 / STEP)} of a "
+        "side or in the mirror."
     )
 
 

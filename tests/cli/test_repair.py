@@ -187,7 +187,7 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert {family.name for family in (*repair.families, *repair.told)} == (accused if more else {"mask", "wave"})
     assert {family.name for family in repair.told} == accused - {"mask"}
     assert repair.persuaded == ("features" in families)
-    assert (repair.stamped > unlearning.stamped) == more
+    assert (repair.stamped > unlearning.stamped, repair.inside > unlearning.inside) == (more, more)
     assert (repair.fog < unlearning.fog) == ("light" in accused)
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
