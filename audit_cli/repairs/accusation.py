@@ -35,8 +35,12 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     families of the random changes that convict it, else in every family that is searched by descent; and where it is
     the features, the head of being easily persuaded. It is silent on other classes than those that triggers name, or
     where none does, on others than the one class that random changes convict: they may be classes that the target moves
-    to. A narrow repair teaches nothing but the triggers, where there are some: of a patch the other families, which are
-    ordinary, cost accuracy and help nothing, though with blended patterns they do (development).
+    to.
+
+    Where a trigger convicts by its threshold, what convicts its class only beside clean models is silent: it is
+    ordinary by itself, and to teach it, or the head, costs accuracy and leaves no less of a patch (development). A
+    trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so telling: there the other
+    families leave less.
 
     Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
     are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
@@ -44,12 +48,12 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     if not isinstance(repair, Unlearning):
         return repair
     descended = [family for family in repair.families if not isinstance(family, Listed)]
-    triggered = {finding.target_class for finding in convicting if finding.trigger}
+    triggered = [finding for finding in convicting if finding.trigger]
+    firm = {finding.target_class for finding in triggered if finding.p_value is None}
+    convicting = [f for f in convicting if f.target_class not in firm or f.p_value is None]
     accused = {(f.family, f.target_class) for f in convicting if f.trigger and f.target_class is not None}
     risen = {} if triggered else _risen(convicting)
-    named = triggered or (set(risen) if len(risen) == 1 else set())
-    if triggered and repair.narrow:
-        return replace(repair, accused=frozenset(accused))
+    named = {finding.target_class for finding in triggered} or (set(risen) if len(risen) == 1 else set())
     for target in {f.target_class for f in convicting if f.target_class is not None and not f.trigger}:
         if target in (named or {target}):
             accused |= {(family.name, target) for family in risen.get(target, descended)}

@@ -6,8 +6,8 @@ A repair can pass the rescan with much of the true trigger's success left, becau
 smaller than what ordinary classes have; the loss of accuracy is seen at once. So the first rung is as strong as most
 models bear. Where a rung costs too much accuracy it is first taken back a little (partway.py), which takes no time;
 of transformers the backdoor comes back with that (development: vit-badnets, 15 % at 85 % of the way), so they are not.
-Then a gentle one follows: nothing but the triggers that convicted, less of it inside the network, and no fog, which
-matters for blended patterns. The last is for triggers that survive. When none has passed, those that cost too much are
+Then a gentle one follows: with less of it inside the network, and without fog, which matters for blended patterns. The
+last is for triggers that survive. When none has passed, those that cost too much are
 taken back further, first come first.
 """
 
@@ -29,7 +29,7 @@ class Rung:
 
 LADDER: tuple[Rung, ...] = (
     Rung("unlearning", Unlearning()),
-    Rung("gentle unlearning", Unlearning(narrow=True, fog=0.0, inside=0.1)),
+    Rung("gentle unlearning", Unlearning(fog=0.0, inside=0.1)),
     Rung("thorough unlearning", Unlearning(stamped=0.5, left=0.5, rounds=8, starts=5, steps=300)),
 )
 

@@ -75,7 +75,6 @@ class Unlearning:
     told: tuple[TriggerFamily, ...] = ()  # further ones, of accused classes; round after round of them costs accuracy
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
-    narrow: bool = False  # where triggers convict, accusation.py accuses these alone, and not the head
     surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)

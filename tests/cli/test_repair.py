@@ -225,15 +225,18 @@ def test_what_convicts_without_a_trigger_is_silent_on_classes_of_no_trigger() ->
     assert repair.persuaded
 
 
-def test_a_narrow_repair_teaches_what_has_a_trigger_and_nothing_else_where_something_has() -> None:
-    trigger = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
-    features = Finding("BD001", 1.4, "", family="features", target_class=6)
-    narrow = Unlearning(families=(Mask(), Additive()), narrow=True)
-    alone, beside = told(narrow, [features]), told(narrow, [trigger, features])
-    assert isinstance(alone, Unlearning)
-    assert isinstance(beside, Unlearning)
-    assert (alone.accused, alone.persuaded) == ({("mask", 6), ("additive", 6)}, True)
-    assert (beside.accused, beside.persuaded) == ({("mask", 6)}, False)
+def test_where_a_trigger_convicts_by_its_threshold_comparisons_add_nothing_to_its_class() -> None:
+    by_threshold = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    features = Finding("BD001", 1.1, "", family="features", target_class=6, p_value=0.04)
+    pattern = replace(by_threshold, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0), p_value=0.02)
+    elsewhere = replace(pattern, target_class=2, trigger=Trigger(Additive(), {}, 2, 1.0))
+    unlearning = Unlearning(families=(Mask(), Additive()))
+    firm = told(unlearning, [by_threshold, features, pattern, elsewhere])
+    compared = told(unlearning, [pattern, features])
+    assert isinstance(firm, Unlearning)
+    assert isinstance(compared, Unlearning)
+    assert (firm.accused, firm.persuaded) == ({("mask", 6), ("additive", 2)}, False)
+    assert (compared.accused, compared.persuaded) == ({("mask", 6), ("additive", 6)}, True)
 
 
 def test_a_repair_that_passes(repair: Repair, detector: Stub) -> None:
