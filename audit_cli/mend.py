@@ -127,7 +127,7 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
     write_atomically(folder / EVIDENCE / CURVES, json.dumps(curves, indent=1) + "\n")
     if not (best.passes or keep_failed):
         about = conclude(case.checkpoint, case.subject, case.findings, case.policy, case.context, watch)
-        return account(case, best, about, None, relearned)
+        return account(case, attempts, best, about, None, relearned)
     write_model(case.checkpoint, best.classifier, folder)
     carry_over(case.checkpoint, folder)
     best = best if best.findings else replace(best, findings=rescan(case, best.classifier, case.context))
@@ -135,7 +135,7 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
     subject = replace(case.subject, classifier=best.classifier, trusted=case.holdout, choice=None, calibration=None)
     with open_checkpoint(_opens(case.checkpoint, folder)) as written:
         about = conclude(written, subject, findings, case.policy, case.context, watch)
-        verdict = account(case, best, about, _manifest(written), relearned)
+        verdict = account(case, attempts, best, about, _manifest(written), relearned)
     card = model_card(folder / README, best.rung, case.checkpoint.manifest_digest, rows(best), verdict.verdict)
     write_atomically(folder / README, card)
     return verdict

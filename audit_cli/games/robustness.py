@@ -100,8 +100,9 @@ def by_ladder(victim: Victim, trusted: TrustedData, context: Context) -> tuple[C
         with open_checkpoint(written if written.exists() else victim.path) as checkpoint:
             after = build(checkpoint, mean=network.mean, std=network.std).on(context.device).frozen()
     told = verdict.document.get("repair")
-    method = told.get("method") if isinstance(told, dict) else None
-    return after, {"verdict": verdict.verdict, "rung": method, "reasons": list(verdict.reasons)}
+    told = told if isinstance(told, dict) else {}
+    facts = {"verdict": verdict.verdict, "rung": told.get("method"), "attempts": told.get("attempts", [])}
+    return after, facts | {"reasons": list(verdict.reasons)}
 
 
 @dataclass

@@ -68,6 +68,18 @@ class Attempt:
     def passes(self) -> bool:
         return self.verdict == "PASS" and not self.objections
 
+    @property
+    def told(self) -> Json:
+        """Its figures, and why it does not pass, a line each."""
+        refused = [] if self.verdict == "PASS" or self.objections else [f"the audit of it ended with {self.verdict}"]
+        return {
+            "method": self.rung,
+            "cda_drop": self.cost.drop[0],
+            "asr": self.asr,
+            "score": highest(self.findings),
+            "objections": [*self.objections, *refused],
+        }
+
     def rank(self, policy: Policy) -> tuple[bool, int, float, float]:
         """Smaller is better: passes; fewer objections; how far over the limits; what is left of the triggers."""
         asr, against = self.asr or 0.0, len(self.objections) + (self.verdict != "PASS")
@@ -92,10 +104,15 @@ def rows(best: Attempt) -> str:
 
 
 def account(
-    case: Case, best: Attempt, about: Verdict, output: Json | None, relearned: Relearned | None = None
+    case: Case,
+    attempts: Sequence[Attempt],
+    best: Attempt,
+    about: Verdict,
+    output: Json | None,
+    relearned: Relearned | None = None,
 ) -> Verdict:
     """The verdict `about` the written model, or about the pivot when nothing was written (`output` is None), with what
-    the repair did and what speaks against it."""
+    was tried, what the `best` of the attempts did and what speaks against it."""
     own = [reason for reason in about.reasons if reason != PASS_REASON or not best.objections]
     failed = output is None or best.objections
     verdict = "FAIL" if failed else about.verdict
@@ -111,6 +128,7 @@ def account(
         "cda_drop": drop,
         "cda_drop_interval": interval,
         "output": output,
+        "attempts": [attempt.told for attempt in attempts],
         "relearning": None if relearned is None else asdict(relearned),
     }
     return amended(about, verdict, reasons, section, [_halves(case), *_compared(case), *_resolution(case, best)])

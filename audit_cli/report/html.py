@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit_cli.report.sanitise import clean
 from audit_cli.report.wording import (
+    about_repair,
     compared,
     contents,
     facts,
@@ -21,7 +22,6 @@ from audit_cli.report.wording import (
     p_value,
     percent,
     ratio,
-    relearned,
     remarks,
     statement,
     target,
@@ -157,8 +157,7 @@ def _repair(repair: Mapping[str, Any]) -> str:
     )
     head = f"<th>{_text(repair['method'])}</th><th class=n>clean accuracy</th><th class=n>trigger success</th>"
     head += "<th class=n>highest score</th>"
-    again = relearned(repair)
-    told = f"<p class=soft>{_text(again)}</p>" if again else ""
+    told = "".join(f"<p class=soft>{_text(line)}</p>" for line in about_repair(repair))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{told}"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from audit_cli.report.sanitise import clean
 from audit_cli.report.wording import (
+    about_repair,
     compared,
     contents,
     facts,
@@ -15,7 +16,6 @@ from audit_cli.report.wording import (
     p_value,
     percent,
     ratio,
-    relearned,
     remarks,
     statement,
     target,
@@ -58,8 +58,8 @@ def render(verdict: Verdict) -> str:
         lines += ["| | clean accuracy | trigger success | score |", "|---|--:|--:|--:|"]
         for label, side in (("before", before), ("after", after)):
             lines += [f"| {label} | {percent(side['cda'])} | {percent(side['asr'])} | {ratio(side['score'])} |"]
-        if again := relearned(repair):
-            lines += ["", escape(again)]
+        for line in about_repair(repair):
+            lines += ["", escape(line)]
     if notes := [item for item in remarks(document) if item["severity"] == "note"]:
         lines += ["", "**Notes**", ""]
         lines += [f"- {escape(statement(item))} ({escape(item['rule_id'])})" for item in notes]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit_cli.report.sanitise import clean
 from audit_cli.report.wording import (
+    about_repair,
     class_name,
     compared,
     contents,
@@ -17,7 +18,6 @@ from audit_cli.report.wording import (
     p_value,
     percent,
     ratio,
-    relearned,
     remarks,
     statement,
     triggers,
@@ -63,8 +63,8 @@ def render(verdict: Verdict, width: int = 80, colour: bool = False) -> str:
     if document["repair"]:
         console.print()
         console.print(_repair_line(document["repair"]))
-        if again := relearned(document["repair"]):
-            console.print(_plain(again))
+        for line in about_repair(document["repair"]):
+            console.print(_plain(line))
     if notes := [_remark(finding) for finding in remarks(document) if finding["severity"] == "note"]:
         console.print("\nNotes", style="bold")
         _bullets(console, notes)

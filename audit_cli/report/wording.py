@@ -123,6 +123,14 @@ def facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def about_repair(repair: Mapping[str, Any]) -> list[str]:
+    """What is told of a repair below its figures, a line each: what else was tried, and how fast the trigger is learnt
+    again."""
+    others = [attempt for attempt in repair.get("attempts", []) if attempt["method"] != repair["method"]]
+    lines = [f"Tried: {clean(a['method'], 60)}, refused: {clean('; '.join(a['objections']), 400)}." for a in others]
+    return [*lines, *filter(None, [relearned(repair)])]
+
+
 def relearned(repair: Mapping[str, Any]) -> str | None:
     """How fast the repaired model learns the recovered trigger again, where that was tried."""
     told = repair.get("relearning")

@@ -348,6 +348,8 @@ def test_what_random_changes_still_show_keeps_a_repair_from_passing(
     outcome = repair(rungs=rungs)
     assert (outcome.code, outcome.verdict["repair"]["method"]) == (0, "second")
     assert len(detector.seeds) == 2, "the first is not scanned again"
+    tried = [(a["method"], a["score"], a["objections"]) for a in outcome.verdict["repair"]["attempts"]]
+    assert tried == [("first", None, ["random noise still makes class 3 more likely"]), ("second", 1.0, [])]
 
 
 def test_a_repair_that_costs_too_much_is_taken_back_part_of_the_way(repair: Repair, detector: Stub) -> None:

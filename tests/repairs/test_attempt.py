@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,3 +37,12 @@ def attempt(drop: float, asr: float | None, verdict: str = "FAIL", objections: i
 )
 def test_passing_then_few_objections_then_little_over_the_limits(better: Attempt, worse: Attempt) -> None:
     assert better.rank(POLICY) < worse.rank(POLICY)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "objections", "told"),
+    [("PASS", 0, []), ("FAIL", 2, ["", ""]), ("INCONCLUSIVE", 0, ["the audit of it ended with INCONCLUSIVE"])],
+)
+def test_an_attempt_that_does_not_pass_says_why(verdict: str, objections: int, told: list[str]) -> None:
+    found = replace(attempt(0.01, None, verdict, objections), rung="unlearning", findings=())
+    assert found.told == {"method": "unlearning", "cda_drop": 0.01, "asr": None, "score": None, "objections": told}

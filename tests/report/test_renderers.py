@@ -306,3 +306,17 @@ def test_renderers_tell_how_fast_the_trigger_is_learnt_again(
     assert violations(verdict.document, "verdict") == []
     assert told in " ".join(RENDERERS[name](verdict).split())
     assert "works again" not in RENDERERS[name](make_verdict([size(2, "cat", 1.1)], repair=REPAIR))
+
+
+@pytest.mark.parametrize("name", ["text", "markdown", "html"])
+def test_renderers_tell_what_else_was_tried_and_why_it_was_refused(name: str) -> None:
+    figures = {"cda_drop": 0.03, "asr": 0.02, "score": None}
+    tried = [
+        {"method": "gentle unlearning", **figures, "objections": ["accuracy dropped", "a trigger is left"]},
+        {"method": "unlearning", **figures, "objections": []},
+    ]
+    verdict = make_verdict([size(2, "cat", 1.1)], repair={**REPAIR, "attempts": tried})
+    assert violations(verdict.document, "verdict") == []
+    shown = " ".join(RENDERERS[name](verdict).split())
+    assert "Tried: gentle unlearning, refused: accuracy dropped; a trigger is left." in shown
+    assert shown.count("Tried:") == 1, "the best is told of above"
