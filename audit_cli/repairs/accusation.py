@@ -38,9 +38,9 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     to.
 
     Where a trigger convicts by its threshold, what convicts its class only beside clean models is silent: it is
-    ordinary by itself, and to teach it, or the head, costs accuracy and leaves no less of a patch (development). A
-    trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so telling: there the other
-    families leave less.
+    ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
+    another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
+    telling: there the other families leave less.
 
     Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
     are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs

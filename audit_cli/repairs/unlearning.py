@@ -98,7 +98,7 @@ class Unlearning:
     mixed: float = 0.5  # ours: largest share of a second image in the first; Zhang et al., mixup, 2018
     fog: float = 0.4  # ours: largest share of a colour in half of the pupil's images
     # The next three: what is taught inside the network, on every other step or so.
-    inside: float = 0.25  # ours: share of such steps; half cost accuracy and left no less (development)
+    inside: float = 0.25  # ours: share of such steps; half costs accuracy and leaves hardly less (development)
     deeper: float = 5.0  # ours: the features move by up to so many times what the recovered trigger moves them
     last: float = 2.0  # ours: the same just before the head, where 5 costs accuracy (development)
     taught: int = 2  # ours: triggers, the most suspicious of the pivot
