@@ -35,6 +35,8 @@ from audit_cli.report.sanitise import clean
 if TYPE_CHECKING:
     import optuna
 
+    from audit_cli.repairs.tuning import Tuning
+
 UNFINISHED = 3
 
 
@@ -96,15 +98,7 @@ def tune(
         )
         victim, attack = SelfPoisoning()(subject.classifier.on(context.device), fit, target, context)
         tuning = Tuning(method, victim, attack, fit, holdout, rules.max_drop, context)
-        ended = None
-        while _finished(study) < trials and ended is None:
-            try:
-                study.optimize(tuning, n_trials=1, catch=())
-            except BudgetExceeded as error:
-                ended = error
-            else:
-                last = study.get_trials(deepcopy=False)[-1]
-                say(f"trial {_finished(study)}/{trials}: {_told(last)}", quiet=quiet)
+        ended = _search(study, tuning, trials, quiet)
     if not _finished(study):
         raise ended or BudgetExceeded("no trial was finished; raise --timeout")
     best = study.best_trial
@@ -125,6 +119,18 @@ def _study(store: Path, name: str) -> optuna.Study:
     # Seeded by what is there already: a resumed search must not draw its first settings again.
     study.sampler = optuna.samplers.TPESampler(seed=len(study.get_trials(deepcopy=False)), n_startup_trials=8)
     return study
+
+
+def _search(study: optuna.Study, tuning: Tuning, trials: int, quiet: bool) -> BudgetExceeded | None:
+    """Tries settings until `study` holds `trials`; what ended it before, if anything did."""
+    while _finished(study) < trials:
+        try:
+            study.optimize(tuning, n_trials=1, catch=())
+        except BudgetExceeded as error:
+            return error
+        last = study.get_trials(deepcopy=False)[-1]
+        say(f"trial {_finished(study)}/{trials}: {_told(last)}", quiet=quiet)
+    return None
 
 
 def _finished(study: optuna.Study) -> int:
