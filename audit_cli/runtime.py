@@ -76,7 +76,7 @@ class Allowance:
             with _data_segment(self.max_memory):
                 yield
         except Exception as error:
-            if self.max_memory is not None and any(map(out_of_memory, _causes(error))):
+            if self.max_memory is not None and any(map(_out_of_bounds, _causes(error))):
                 limit = f"{self.max_memory / 2**20:.0f} MiB"
                 raise BudgetExceeded(f"an allocation passes the memory limit of {limit}; raise --max-memory") from error
             raise
@@ -89,6 +89,12 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     said = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "can't start new thread")
     return isinstance(error, MemoryError) or any(words in text for words in said)
+
+
+def _out_of_bounds(error: BaseException) -> bool:
+    """The same under a limit, where oneDNN's refusal of a kernel, which names no cause, means memory too."""
+    refused = str(error).startswith(("could not create a", "could not execute a"))
+    return out_of_memory(error) or (isinstance(error, RuntimeError) and refused)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -102,6 +102,14 @@ class TestAllowance:
         with pytest.raises(type(error)), Allowance(max_memory=2**50).enforced():
             raise error
 
+    def test_a_kernel_that_cannot_be_set_up_is_the_limits_doing_only_where_there_is_one(self) -> None:
+        """oneDNN says no more than this when its own allocation fails; without a limit the cause is not known."""
+        for words in ("could not create a primitive", "could not execute a primitive"):
+            with pytest.raises(BudgetExceeded, match="raise --max-memory"), Allowance(max_memory=2**50).enforced():
+                raise RuntimeError(words)
+            with pytest.raises(RuntimeError, match=words), Allowance().enforced():
+                raise RuntimeError(words)
+
     @linux
     def test_an_allocation_over_the_limit_fails_and_the_limit_is_lifted_again(self) -> None:
         before = resource.getrlimit(resource.RLIMIT_DATA)
