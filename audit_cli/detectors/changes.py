@@ -24,16 +24,22 @@ class Change(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def controlled(self) -> bool:
+        """Does the rise under it count only as far as a mere loss of contrast does not bring it about, too?"""
+
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Images (N, 3, H, W) in [0, 1], on the CPU, to as many changed ones."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """White noise, for patterns that are spread over the image."""
+    """White noise, for patterns that are spread over the image. Its whole rise counts: controlled, it tells less of
+    Adaptive Blend (development)."""
 
     deviation: float = 0.05  # ours: pixels are in [0, 1]
     name: str = "noise"
+    controlled: bool = False
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return (images + self.deviation * torch.randn(images.shape, generator=generator)).clamp(0, 1)
@@ -46,6 +52,7 @@ class Reflection:
     strength: float = 0.4  # ours: of the other image
     window: float = 1 / 6  # ours: side of the window it is blurred over, of the image's height
     name: str = "reflection"
+    controlled: bool = True
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         others = images[torch.randperm(len(images), generator=generator)]
@@ -58,6 +65,7 @@ class Flow:
 
     largest: float = 4.0  # ours: mean displacement of the strongest one, in hundredths of the image's height
     name: str = "warp"
+    controlled: bool = True
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         family = Warp()
@@ -66,6 +74,18 @@ class Flow:
         flow = flow * (size / family.size({"flow": flow}))[:, None, None, None]
         parts = zip(flow.split(AT_ONCE), images[:, None].split(AT_ONCE), strict=True)
         return torch.cat([family.stamp({"flow": few}, part)[:, 0] for few, part in parts])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Everything nearer to grey: no trigger's trace, but harder to recognise."""
+
+    kept: float = 0.5  # ours: of the distance to grey
+    name: str = "contrast"
+    controlled: bool = False
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return 0.5 + self.kept * (images - 0.5)
 
 
 def blurred(images: Tensor, side: int) -> Tensor:

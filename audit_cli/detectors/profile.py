@@ -14,19 +14,28 @@ its target is a little more likely than on the clean ones. So the rise of the pr
 
     rise(c) = profile(c) on the changed images - profile(c)
 
+But a class may rise because images become harder to recognise, whatever makes them so. What does that is told by a
+change that is no trigger's, a loss of contrast. Where a share λ of what is recognised is lost, and what the model says
+when it recognises nothing takes its place, the mean centred logit of the right class falls from R to (1 − λ) R and
+every class rises by λ / (1 − λ) times something of its own. So of reflections and warps only this counts:
+
+    rise(c) under the change - rise(c) under less contrast * share
+    share = (R / R under the change - 1) / (R / R under less contrast - 1), cut to [0, 1]
+
 Ours; what they are worth: fixtures/results/profile-study.json and rises-study.json.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
-from audit_cli.detectors.changes import CHANGES, Change
+from audit_cli.detectors.changes import CHANGES, Change, Contrast
 from audit_cli.metrics import predict
 from audit_cli.types import Context, TrustedData
 
@@ -34,10 +43,33 @@ MOST = 3.0  # ours: of a model that hardly knows the right class, nothing more i
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a model answers on one set of images. right: mean centred logit of the right class. others: (K,) of each
+    class on images of other classes."""
+
+    right: float
+    others: Tensor
+
+    @property
+    def profile(self) -> Tensor:
+        """(K,), NaN where the right class is not answered more than the others."""
+        if self.right <= 0:
+            return torch.full_like(self.others, torch.nan)
+        return (self.others / self.right).clamp(-MOST, MOST)
+
+    def lost(self, changed: Answers) -> float:
+        """How much less certain the model is of the right class on the `changed` images, as λ / (1 − λ) where it is
+        (1 − λ) times as certain; at least 0, infinite where nothing is left."""
+        return max(0.0, self.right / changed.right - 1) if changed.right > 0 else math.inf
+
+
+@dataclass(frozen=True)
 class Profile:
-    """changes: under which the rise is measured. Every trusted image is used once for each, and once as it is."""
+    """changes: under which the rise is measured. control: what is no trigger's, but makes images harder to recognise,
+    too; None for the whole rise. Every trusted image is used once for each, and once as it is."""
 
     changes: tuple[Change, ...] = CHANGES
+    control: Change | None = field(default_factory=Contrast)
     name: str = "profile"
 
     @property
@@ -47,20 +79,38 @@ class Profile:
 
     def by_family(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[tuple[str, Tensor]]:
         """The profile (K,) under its name, and its rise (K,) under each change, by family; otherwise as `values`."""
-        plain = self.values(suspect, trusted, context)
-        yield self.name, plain
+
+        def under(change: Change) -> Answers:
+            changed = change(trusted.images, context.generator(stream=13))
+            return self.answers(suspect, replace(trusted, images=changed), context)
+
+        plain = self.answers(suspect, trusted, context)
+        yield self.name, plain.profile
+        control = under(self.control) if self.control and self.changes else None
         for family, change in zip(self.families[1:], self.changes, strict=True):
-            changed = replace(trusted, images=change(trusted.images, context.generator(stream=13)))
-            yield family, self.values(suspect, changed, context) - plain
+            yield family, rise(plain, under(change), control if change.controlled else None)
 
     def values(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Tensor:
         """(K,) profile of every class, without unit, mostly in (-1, 0) and cut off at ±MOST, on the CPU; NaN where no
         image is of another class, or where the right class is not answered more than the others. The suspect must be
         frozen and on the context's device."""
+        return self.answers(suspect, trusted, context).profile
+
+    def answers(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Answers:
+        """Otherwise as `values`."""
         logits = predict(suspect, trusted.images, context).float()
         centred = logits - logits.mean(1, keepdim=True)
         classes = range(suspect.num_classes)
         known = [centred[trusted.labels == c, c].mean() for c in classes if bool((trusted.labels == c).any())]
-        right = torch.stack(known).mean()
         others = torch.stack([centred[trusted.labels != c, c].mean() for c in classes])
-        return torch.where(right > 0, (others / right).clamp(-MOST, MOST), torch.nan)
+        return Answers(float(torch.stack(known).mean()), others)
+
+
+def rise(plain: Answers, changed: Answers, control: Answers | None) -> Tensor:
+    """(K,) of every class; the whole of it where there is no control, or where it makes nothing harder to recognise or
+    leaves nothing to recognise."""
+    whole = changed.profile - plain.profile
+    harder = 0.0 if control is None else plain.lost(control)
+    if control is None or harder == 0 or math.isinf(harder):
+        return whole
+    return whole - min(1.0, plain.lost(changed) / harder) * (control.profile - plain.profile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from audit_cli.calibration import with_p_values
 from audit_cli.classifier import Classifier
 from audit_cli.conformal import EITHER_WAY
 from audit_cli.detectors.calibrated import Calibrated, answers
-from audit_cli.detectors.profile import MOST, Profile
+from audit_cli.detectors.changes import Contrast
+from audit_cli.detectors.profile import MOST, Answers, Profile, rise
 from audit_cli.types import Context, TrustedData
 
 PIXELS = 12  # of a 2 x 2 image
@@ -25,10 +26,10 @@ def three_colours() -> TrustedData:
     return TrustedData(images, torch.tensor([0, 0, 1, 2]), ("red", "green", "blue"), "0" * 64, "colours")
 
 
-def by_channel(matrix: torch.Tensor) -> Classifier:
-    """Whose logits are `matrix` (classes, channels) times the mean over each channel."""
+def by_channel(matrix: torch.Tensor, bias: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Classifier:
+    """Whose logits are `matrix` (classes, channels) times the mean over each channel, and `bias`."""
     weight = (matrix / 4)[:, :, None].expand(-1, 3, 4).reshape(3, PIXELS)
-    return Classifier(Linear(weight, torch.zeros(3)), "fc", arch="linear").frozen()
+    return Classifier(Linear(weight, torch.tensor(bias)), "fc", arch="linear").frozen()
 
 
 def test_the_profile_is_the_one_on_paper() -> None:
@@ -75,6 +76,7 @@ class Scaled:
     """A change that is none of chance: every image darker."""
 
     name = "dusk"
+    controlled = False
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return images * torch.tensor([0.5, 1.0, 1.0])[:, None, None]
@@ -93,6 +95,48 @@ def test_the_rise_is_the_difference_between_two_profiles() -> None:
     assert [f.score for f in red] == pytest.approx([math.exp(float(rise[0]))])
     assert "under random dusk" in red[0].message
     assert float(rise.abs().max()) > 0.01
+
+
+@dataclass(frozen=True)
+class Fading:
+    """A quarter of the way to grey, and a little more of one class's channel."""
+
+    added: float = 0.0
+    name: str = "fading"
+    controlled: bool = True
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return Contrast(kept=0.75)(images, generator) + self.added * torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+
+
+def test_a_rise_that_a_loss_of_contrast_explains_is_none() -> None:
+    """And what a change adds to that counts as it is."""
+    fading, data = Profile((Fading(),)), three_colours()
+    says_red = by_channel(4 * torch.eye(3), (1.0, 0.0, 0.0))  # where it recognises nothing
+    whole, controlled, more = (
+        dict(profile.by_family(says_red, data, Context()))["profile_fading"]
+        for profile in (replace(fading, control=None), fading, replace(fading, changes=(Fading(added=0.1),)))
+    )
+    assert float(whole[0]) > 0.05
+    torch.testing.assert_close(controlled, torch.zeros(3), atol=1e-5, rtol=0)
+    assert float(more[0]) > 0.05 > float(more[1:].max())
+
+
+@pytest.mark.parametrize("logits", [torch.eye(3), -torch.eye(3)])
+def test_a_control_that_tells_nothing_takes_nothing_away(logits: torch.Tensor) -> None:
+    """None that costs nothing, and none that leaves nothing: who makes a model so must not hide a rise behind it."""
+    plain = Answers(1.0, torch.tensor([0.1, -0.1, 0.0]))
+    changed = Answers(0.8, torch.tensor([0.2, -0.1, -0.1]))
+    whole = rise(plain, changed, None)
+    for right in (1.0, 1.2, 0.0, -0.3):
+        torch.testing.assert_close(rise(plain, changed, Answers(right, logits[0])), whole)
+    assert float((rise(plain, changed, Answers(0.5, logits[0])) - whole).abs().max()) > 0.1
+
+
+def test_no_more_than_the_controls_own_rise_is_taken_away() -> None:
+    plain, slight = Answers(1.0, torch.zeros(2)), Answers(0.9, torch.tensor([0.09, 0.0]))
+    found = rise(plain, Answers(0.1, torch.tensor([0.05, 0.0])), slight)
+    assert found.tolist() == pytest.approx([0.5 - 0.1, 0.0])
 
 
 def test_nothing_said_about_the_profile_stands_alone() -> None:
