@@ -160,9 +160,8 @@ def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], 
     if found is None or not found.resolves(policy.rules[RULE].alpha):
         return subject
     accuracy = cda(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
-    values = Profile().by_family(subject.classifier, subject.trusted, context)
-    rises = {family: rise for family, rise in values if family != Profile.name}
-    like_them = found.admits(accuracy, len(subject.trusted), rises)
+    moved = Profile().moved(subject.classifier, subject.trusted, context)
+    like_them = found.admits(accuracy, len(subject.trusted), moved)
     return replace(subject, calibration=found) if like_them else subject
 
 

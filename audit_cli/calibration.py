@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ RULE = "BD001"  # whose scores are calibrated
 SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 MARGIN = 0.05  # ours: of accuracy, around the clean models'
 FEWEST = 0.8  # ours: trusted images, as a share of those the clean models were scored with
-STEADIER = 0.7  # ours: of the spread of a rise over the classes, as a share of the least that a clean model has
+STEADIER = 0.7  # ours: of how far a change moves the classes apart, as a share of the least on a clean model
 LEAST = 0.05  # ours: smaller scores are all the same
 ONLY_COMPARED = frozenset(Profile().families)  # of these a score alone means nothing
 
@@ -72,13 +72,14 @@ def kind(arch: str) -> str:
 
 @dataclass(frozen=True)
 class Clean:
-    """One clean model: sha256 over its files, accuracy on the trusted images, and in each family a score for every
-    class of the domain, None where the search did not get so far."""
+    """One clean model: sha256 over its files, accuracy on the trusted images, in each family a score for every class of
+    the domain, None where the search did not get so far, and how far random changes move the classes apart."""
 
     digest: str
     arch: str
     accuracy: float
     scores: Mapping[str, tuple[float | None, ...]]
+    moved: Mapping[str, float] = field(default_factory=dict)  # by change, see `Profile.moved`
 
 
 @dataclass(frozen=True)
@@ -97,21 +98,16 @@ class Calibration:
         """The families, and those with scores for single source classes once more for each."""
         return tuple(dict.fromkeys(row for model in self.models for row in model.scores))
 
-    def admits(self, accuracy: float, images: int, rises: Mapping[str, Tensor] | None = None) -> bool:
+    def admits(self, accuracy: float, images: int, moved: Mapping[str, float] | None = None) -> bool:
         """Is a model of this accuracy on so many trusted images like the clean ones? A better network is another kind:
         among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned. From fewer images scores scatter more. And one
         that was trained to bear noise or blur looks poisoned among those that were not: random changes move its
-        answers less. rises: (K,) by family, of the class profile; none are looked at when None."""
+        answers less. moved: see `Profile.moved`; nothing is looked at when None."""
         known = [model.accuracy for model in self.models]
         if images < FEWEST * self.images or not min(known) - MARGIN <= accuracy <= max(known) + MARGIN:
             return False
-        moved = {family: rise for family, rise in (rises or {}).items() if family in self.rows}
-        return all(spread(rise) >= STEADIER * self._least(family) for family, rise in moved.items())
-
-    def _least(self, family: str) -> float:
-        """The smallest spread of a family's log scores over the classes on a clean model."""
-        row = self.rows.index(family)
-        return min(spread(self._logs(model.scores)[row]) for model in self.models)
+        least = {change: min(model.moved.get(change, 0.0) for model in self.models) for change in moved or {}}
+        return all(apart >= STEADIER * least[change] for change, apart in (moved or {}).items())
 
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """By family and class of the suspect's `scores`: the chance, at most, that a clean model of this domain looks
@@ -147,7 +143,7 @@ class Calibration:
         return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
 
     def document(self) -> dict[str, object]:
-        return {"schema_version": 2, **asdict(self), "models": [asdict(model) for model in self.models]}
+        return {"schema_version": 3, **asdict(self), "models": [asdict(model) for model in self.models]}
 
     def statement(self, alpha: float | None) -> dict[str, object]:
         """The verdict's `calibration`. alpha: the accepted false-alarm rate, None when no p-value decides."""
@@ -170,12 +166,6 @@ class Calibration:
         }
 
 
-def spread(values: Tensor) -> float:
-    """Mean distance from the mean of those (K,) that are known; 0 where none is."""
-    known = values[~values.isnan()].double()
-    return float((known - known.mean()).abs().mean()) if len(known) else 0.0
-
-
 def fingerprint(detector: object) -> str | None:
     """What BD001 scores depend on, 16 hex digits: scores of differently set detectors must not be compared. None for a
     detector that gives none."""
@@ -184,7 +174,12 @@ def fingerprint(detector: object) -> str | None:
 
 
 def clean_model(
-    digest: str, classifier: Classifier, accuracy: float, findings: Iterable[Finding], domain: Domain
+    digest: str,
+    classifier: Classifier,
+    accuracy: float,
+    findings: Iterable[Finding],
+    domain: Domain,
+    moved: Mapping[str, float],
 ) -> Clean:
     """The entry of a clean model. Raises AuditError when its scan gave no score."""
     scores = scores_of(findings)
@@ -192,7 +187,11 @@ def clean_model(
         raise AuditError(f"{classifier.arch}: the scan gave no {RULE} score; raise its budget or add trusted images")
     families = dict.fromkeys(family for family, _ in scores)
     by_class = {f: tuple(scores.get((f, c)) for c in domain.classes) for f in families}
-    return Clean(digest, classifier.arch, round(accuracy, 4), by_class)
+    return Clean(digest, classifier.arch, round(accuracy, 4), by_class, rounded(moved))
+
+
+def rounded(moved: Mapping[str, float]) -> dict[str, float]:
+    return {change: round(apart, 4) for change, apart in moved.items()}
 
 
 def scores_of(findings: Iterable[Finding]) -> dict[tuple[str, str], float]:

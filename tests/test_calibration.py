@@ -212,16 +212,12 @@ def test_scores_from_far_fewer_images_are_not_compared() -> None:
 
 
 def test_who_bears_random_changes_is_of_another_kind() -> None:
-    """Noise moves the two classes of every clean model apart by 0.2 or more; this one's by less than 0.7 of that."""
-    models = tuple(
-        replace(m, scores={**m.scores, "profile_noise": (math.exp(0.1 + k / 100), math.exp(-0.1))})
-        for k, m in enumerate(calibration().models)
-    )
+    """Noise moves the classes of every clean model apart by 0.2 or more; this one's by less than 0.7 of that."""
+    models = tuple(replace(m, moved={"noise": 0.2 + k / 100}) for k, m in enumerate(calibration().models))
     here = replace(calibration(), models=models)
     for apart, like_them in ((0.2, True), (0.15, True), (0.13, False), (0.0, False), (2.0, True)):
-        assert here.admits(0.8, 500, {"profile_noise": torch.tensor([apart / 2, -apart / 2])}) == like_them
-    assert calibration().admits(0.8, 500, {"profile_noise": torch.zeros(2)}), "not measured on the clean models"
-    assert not here.admits(0.8, 500, {"profile_noise": torch.full((2,), math.nan)}), "nothing to tell it by"
+        assert here.admits(0.8, 500, {"noise": apart}) == like_them
+    assert calibration().admits(0.8, 500, {"noise": 0.0}), "not measured on the clean models"
 
 
 def test_too_few_models_cannot_decide() -> None:
@@ -312,12 +308,12 @@ def test_the_entry_of_a_model_has_a_place_for_every_class() -> None:
     of = (("additive", "cat", 0.5), ("additive", "Bird", 0.9), ("wave", "cat", 0.7), ("mask", "cat", 0.8))
     findings = [Finding("BD001", score, "", family=f, target_name=c) for f, c, score in of]
     other = Finding("BD002", 5.0, "", family="additive", target_name="cat")
-    assert clean_model("0" * 64, toy, 0.9, [*findings, other], DOMAIN).scores == {
+    assert clean_model("0" * 64, toy, 0.9, [*findings, other], DOMAIN, {}).scores == {
         "additive": (0.9, 0.5),
         "wave": (None, 0.7),
     }
     with pytest.raises(AuditError, match="no BD001 score"):
-        clean_model("0" * 64, toy, 0.9, [Finding("BD107", 1.0, "")], DOMAIN)
+        clean_model("0" * 64, toy, 0.9, [Finding("BD107", 1.0, "")], DOMAIN, {})
 
 
 def test_a_file_whose_scores_fit_no_class(tmp_path: Path) -> None:

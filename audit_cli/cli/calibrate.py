@@ -103,6 +103,7 @@ def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: C
     """The entry of one clean model. Raises UnsupportedError when it fails the sanity checks."""
     from audit_cli.audit import measure
     from audit_cli.calibration import Domain, clean_model
+    from audit_cli.detectors.profile import Profile
     from audit_cli.judgement import judge
     from audit_cli.repairs.attempt import today
 
@@ -112,7 +113,9 @@ def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: C
         raise UnsupportedError(f"{clean(str(checkpoint.source))}: cannot be scored: {reasons[0]}")
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
     domain = Domain.of(subject.classifier, subject.trusted)
-    return clean_model(checkpoint.manifest_digest, subject.classifier, float(accuracy or 0.0), findings, domain)
+    moved = Profile().moved(subject.classifier, subject.trusted, context)
+    digest = checkpoint.manifest_digest
+    return clean_model(digest, subject.classifier, float(accuracy or 0.0), findings, domain, moved)
 
 
 def _with(

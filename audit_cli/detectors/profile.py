@@ -90,6 +90,12 @@ class Profile:
         for family, change in zip(self.families[1:], self.changes, strict=True):
             yield family, rise(plain, under(change), control if change.controlled else None)
 
+    def moved(self, suspect: Classifier, trusted: TrustedData, context: Context) -> dict[str, float]:
+        """By change, how far it moves the classes apart: the mean distance of their whole rises from the mean rise, 0
+        where none is known. Small on a model that was trained to bear such changes. Otherwise as `values`."""
+        whole = replace(self, control=None).by_family(suspect, trusted, context)
+        return {family.removeprefix(f"{self.name}_"): spread(rises) for family, rises in whole if family != self.name}
+
     def values(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Tensor:
         """(K,) profile of every class, without unit, mostly in (-1, 0) and cut off at ±MOST, on the CPU; NaN where no
         image is of another class, or where the right class is not answered more than the others. The suspect must be
@@ -104,6 +110,12 @@ class Profile:
         known = [centred[trusted.labels == c, c].mean() for c in classes if bool((trusted.labels == c).any())]
         others = torch.stack([centred[trusted.labels != c, c].mean() for c in classes])
         return Answers(float(torch.stack(known).mean()), others)
+
+
+def spread(values: Tensor) -> float:
+    """Mean distance from the mean of those (K,) that are known; 0 where none is."""
+    known = values[~values.isnan()].double()
+    return float((known - known.mean()).abs().mean()) if len(known) else 0.0
 
 
 def rise(plain: Answers, changed: Answers, control: Answers | None) -> Tensor:

@@ -122,6 +122,18 @@ def test_a_rise_that_a_loss_of_contrast_explains_is_none() -> None:
     assert float(more[0]) > 0.05 > float(more[1:].max())
 
 
+def test_how_far_a_change_moves_the_classes_apart_is_told_of_the_whole_rise() -> None:
+    """A loss of contrast explains it, and it counts all the same: who was trained to bear blur is told by it."""
+    says_red = by_channel(4 * torch.eye(3), (1.0, 0.0, 0.0))
+    whole = dict(Profile((Fading(),), control=None).by_family(says_red, three_colours(), Context()))["profile_fading"]
+    apart = Profile((Fading(),)).moved(says_red, three_colours(), Context())
+    assert apart == {"fading": pytest.approx(float((whole - whole.mean()).abs().mean()), rel=1e-5)}
+    assert apart["fading"] > 0.02
+    unmoved = Profile((Fading(),)).moved(by_channel(torch.eye(3)), three_colours(), Context())
+    assert unmoved["fading"] < 1e-5 < apart["fading"], "it fades alike everywhere"
+    assert Profile((Fading(),)).moved(by_channel(-torch.eye(3)), three_colours(), Context()) == {"fading": 0.0}
+
+
 @pytest.mark.parametrize("logits", [torch.eye(3), -torch.eye(3)])
 def test_a_control_that_tells_nothing_takes_nothing_away(logits: torch.Tensor) -> None:
     """None that costs nothing, and none that leaves nothing: who makes a model so must not hide a rise behind it."""
