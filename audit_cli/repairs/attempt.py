@@ -131,7 +131,13 @@ def account(
         "attempts": [attempt.told for attempt in attempts],
         "relearning": None if relearned is None else asdict(relearned),
     }
-    return amended(about, verdict, reasons, section, [_halves(case), *_compared(case), *_resolution(case, best)])
+    return amended(
+        about,
+        verdict,
+        reasons,
+        section,
+        [_halves(case), *_unmeasured(case), *_compared(case), *_resolution(case, best)],
+    )
 
 
 def unchanged(case: Case, about: Verdict, cda: float, asr: float | None, output: Json) -> Verdict:
@@ -162,6 +168,17 @@ def _halves(case: Case) -> str:
         f"were measured on the other {len(case.holdout)}, accuracy also on these moved by 1/{round(1 / STEP)} of a "
         "side or in the mirror."
     )
+
+
+def _unmeasured(case: Case) -> list[str]:
+    """Said when no trigger has convicted the pivot: a Refool of `unseen-s` passes with most of its success left."""
+    if case.triggers:
+        return []
+    line = (
+        "No trigger convicted the model, so there is none whose success could be measured after the repair. What "
+        "convicted no longer does; how much of the backdoor is left is not known, and it can be most of it."
+    )
+    return [line]
 
 
 def _compared(case: Case) -> list[str]:

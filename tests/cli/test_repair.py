@@ -45,6 +45,7 @@ class Stub:
     lenient: bool = False
     before: float = 9.0
     after: float = 1.0
+    traceless: bool = False  # what convicts is no trigger
     seeds: list[int] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)
 
@@ -54,8 +55,9 @@ class Stub:
         marked = float(suspect.head.bias[-1].detach()) == MARK or (self.lenient and len(self.seeds) > 1)
         score = self.after if marked else self.before
         nothing = {"mask": torch.full((1, 1, *trusted.shape[1:]), -20.0), "pattern": torch.zeros(1, *trusted.shape)}
-        trigger = Trigger(Mask(), nothing, 3, 1.0)
-        yield Finding("BD001", score, "a trigger", "stub", "mask", 3, "3", trigger_norm=1.0, trigger=trigger)
+        trigger = None if self.traceless else Trigger(Mask(), nothing, 3, 1.0)
+        family = "features" if self.traceless else "mask"
+        yield Finding("BD001", score, "a trigger", "stub", family, 3, "3", trigger_norm=1.0, trigger=trigger)
         yield Finding("BD107", 0.0, "all classes", "stub", details={"searched": suspect.num_classes})
 
 
@@ -350,6 +352,19 @@ def test_what_random_changes_still_show_keeps_a_repair_from_passing(
     assert len(detector.seeds) == 2, "the first is not scanned again"
     tried = [(a["method"], a["score"], a["objections"]) for a in outcome.verdict["repair"]["attempts"]]
     assert tried == [("first", None, ["random noise still makes class 3 more likely"]), ("second", 1.0, [])]
+
+
+@pytest.mark.parametrize("traceless", [False, True])
+def test_a_repair_says_when_no_trigger_was_there_to_measure_it_by(
+    repair: Repair, detector: Stub, traceless: bool
+) -> None:
+    detector.traceless = traceless
+    outcome = repair()
+    assert outcome.code == 0
+    assert (outcome.verdict["repair"]["after"]["asr"] is None) == traceless
+    assert (
+        any("how much of the backdoor is left is not known" in s for s in outcome.verdict["limitations"]) == traceless
+    )
 
 
 def test_a_repair_that_costs_too_much_is_taken_back_part_of_the_way(repair: Repair, detector: Stub) -> None:
