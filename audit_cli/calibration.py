@@ -191,6 +191,7 @@ def clean_model(
 
 
 def rounded(moved: Mapping[str, float]) -> dict[str, float]:
+    """As a calibration file has them: `Profile.moved` to four digits."""
     return {change: round(apart, 4) for change, apart in moved.items()}
 
 

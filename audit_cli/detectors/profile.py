@@ -22,7 +22,7 @@ every class rises by λ / (1 − λ) times something of its own. So of reflectio
     rise(c) under the change - rise(c) under less contrast * share
     share = (R / R under the change - 1) / (R / R under less contrast - 1), cut to [0, 1]
 
-Ours; what they are worth: fixtures/results/profile-study.json and rises-study.json.
+Ours; what they are worth: fixtures/results/profile-study.json, rises-study.json and control-study.json.
 """
 
 from __future__ import annotations

@@ -175,8 +175,8 @@ def _unmeasured(case: Case) -> list[str]:
     if case.triggers:
         return []
     line = (
-        "No trigger convicted the model, so there is none whose success could be measured after the repair. What "
-        "convicted no longer does; how much of the backdoor is left is not known, and it can be most of it."
+        "No trigger convicted the model, so there is none whose success could be measured after the repair: how much "
+        "of the backdoor is left is not known, and it can be most of it."
     )
     return [line]
 

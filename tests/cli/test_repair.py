@@ -362,9 +362,7 @@ def test_a_repair_says_when_no_trigger_was_there_to_measure_it_by(
     outcome = repair()
     assert outcome.code == 0
     assert (outcome.verdict["repair"]["after"]["asr"] is None) == traceless
-    assert (
-        any("how much of the backdoor is left is not known" in s for s in outcome.verdict["limitations"]) == traceless
-    )
+    assert any("is left is not known" in line for line in outcome.verdict["limitations"]) == traceless
 
 
 def test_a_repair_that_costs_too_much_is_taken_back_part_of_the_way(repair: Repair, detector: Stub) -> None:
