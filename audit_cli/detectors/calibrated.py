@@ -174,15 +174,17 @@ class Calibrated:
 def answers(profile: Profile, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
     """BD001 in the profile's families for every class of which they tell something; the score is e to the value."""
     names = dict(enumerate(trusted.class_names))
+    controlled = {change.name for change in profile.changes if change.controlled and profile.control}
     for family, values in profile.by_family(suspect, trusted, context):
         change = family.removeprefix(profile.name).strip("_")
         told = f"under random {change} its centred logit rises by" if change else "its centred logit is"
+        beyond = ", beyond what a loss of contrast explains" if change in controlled else ""
         for target, value in enumerate(values.tolist()):
             if math.isfinite(value):
                 yield Finding(
                     rule_id="BD001",
                     score=math.exp(value),
-                    message=f"on clean images of other classes {told} {value:+.3f} times the right class's",
+                    message=f"on clean images of other classes {told} {value:+.3f} times the right class's{beyond}",
                     detector="calibrated",
                     family=family,
                     target_class=target,

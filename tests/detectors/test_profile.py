@@ -94,6 +94,10 @@ def test_the_rise_is_the_difference_between_two_profiles() -> None:
     red = [f for f in answers(profile, model, data, Context()) if f.family == family and f.target_name == "red"]
     assert [f.score for f in red] == pytest.approx([math.exp(float(rise[0]))])
     assert "under random dusk" in red[0].message
+    assert "contrast" not in red[0].message
+    faded = [f for f in answers(Profile((Fading(),)), model, data, Context()) if f.family == "profile_fading"]
+    assert all("beyond what a loss of contrast explains" in f.message for f in faded)
+    assert len(faded) == 3
     assert float(rise.abs().max()) > 0.01
 
 
