@@ -112,10 +112,16 @@ class Calibration:
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """By family and class of the suspect's `scores`: the chance, at most, that a clean model of this domain looks
         so unusual anywhere; in (0, 1]. Families and classes that no clean model was scored on are left out."""
+        return {key: p for key, (p, _) in self.compare(scores).items()}
+
+    def compare(self, scores: Scores) -> dict[tuple[str, str], tuple[float, str | None]]:
+        """`p_values`, each with the family in which the same class is the next most unusual; None where it is in no
+        other."""
         clean_ones = torch.stack([self._logs(model.scores) for model in self.models])
-        p = conformal(self._logs(self._by_class(scores)), clean_ones, self.rows)
-        families, known = families_of(self.rows), (~p.isnan()).nonzero().tolist()
-        return {(families[f], self.domain.classes[c]): float(p[f, c]) for f, c in known}
+        p, second = conformal(self._logs(self._by_class(scores)), clean_ones, self.rows)
+        families, classes = (*families_of(self.rows), None), self.domain.classes
+        known = (~p.isnan()).nonzero().tolist()
+        return {(str(families[f]), classes[c]): (float(p[f, c]), families[int(second[f, c])]) for f, c in known}
 
     def only(self, family: str) -> Calibration:
         """The same clean models, as far as they were scored in `family`."""
@@ -213,12 +219,15 @@ def from_source(family: str, source: str) -> str:
 
 
 def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) -> list[Finding]:
-    """The findings, those of BD001 with their p-values where the calibration knows family and class; without those that
-    mean nothing unless clean models are there to compare with."""
-    p = calibration.p_values(scores_of(findings)) if calibration else {}
-    told = [
-        replace(f, p_value=p.get((f.family, named(f.target_name or "")))) if f.rule_id == RULE else f for f in findings
-    ]
+    """The findings, those of BD001 with their p-values where the calibration knows family and class, and with what
+    stands beside; without those that mean nothing unless clean models are there to compare with."""
+    compared = calibration.compare(scores_of(findings)) if calibration else {}
+
+    def beside(f: Finding) -> Finding:
+        p, second = compared.get((f.family, named(f.target_name or "")), (None, None))
+        return replace(f, p_value=p, beside=second)
+
+    told = [beside(f) if f.rule_id == RULE else f for f in findings]
     return [f for f in told if f.p_value is not None or f.family not in ONLY_COMPARED]
 
 

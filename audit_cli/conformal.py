@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,23 +53,39 @@ def families_of(rows: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.partition(FROM)[0] for row in rows))
 
 
-def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Tensor:
-    """p (families, classes) of a suspect's log scores (rows, classes) among those of clean models (n, rows, classes);
-    NaN where there is nothing to compare."""
+class Compared(NamedTuple):
+    """Of a suspect, (families, classes) each. p: NaN where there is nothing to compare. second: the family whose
+    deviation is added, -1 for none."""
+
+    p: Tensor
+    second: Tensor
+
+
+def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Compared:
+    """A suspect's log scores (rows, classes) among those of clean models (n, rows, classes)."""
     z = each_standard(torch.cat([clean_ones, suspect[None]]))
-    t = statistic(z, z, rows)
+    u = on_one_scale(z, z, rows)
+    more, second = following(u)
+    t = u + more
     highest = t[:-1].nan_to_num(-torch.inf).amax((1, 2))
     rank = 1 + (highest[:, None, None] >= t[-1]).sum(0)
-    return torch.where(t[-1].isnan(), math.nan, rank.double() / len(z))
+    return Compared(torch.where(t[-1].isnan(), math.nan, rank.double() / len(z)), second[-1])
 
 
 def statistic(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:
     """t (N, families, classes) of deviations z (N, rows, classes), on the scale of the `members` (M, rows, classes);
     NaN where there is nothing to compare."""
     u = on_one_scale(z, members, rows)
+    return u + following(u)[0]
+
+
+def following(u: Tensor) -> tuple[Tensor, Tensor]:
+    """What is added to deviations u (N, families, classes), and which family it is of, -1 where none is positive."""
     largest = u.nan_to_num(-torch.inf).sort(1, descending=True)
-    following = torch.cat([largest.values[:, 1:], torch.zeros_like(u[:, :1])], 1)
-    return u + torch.zeros_like(u).scatter(1, largest.indices, following).clamp_min(0)
+    more, second = torch.zeros_like(u), torch.full_like(largest.indices, -1)
+    more[:, :-1], second[:, :-1] = largest.values[:, 1:].clamp_min(0), largest.indices[:, 1:]
+    second[more == 0] = -1
+    return more.scatter(1, largest.indices, more), second.scatter(1, largest.indices, second)
 
 
 def on_one_scale(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:

@@ -95,4 +95,5 @@ def _limit(finding: Finding, rule: Rule, threshold: float) -> str:
     """What the score was compared with."""
     if rule.alpha is None or finding.p_value is None:
         return f"threshold {threshold:.3g}"
-    return f"p-value {finding.p_value:.2g} among clean models, {rule.alpha:.2g} accepted"
+    beside = f" together with {clean(finding.beside, 40)}" if finding.beside else ""
+    return f"p-value {finding.p_value:.2g} among clean models{beside}, {rule.alpha:.2g} accepted"

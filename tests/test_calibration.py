@@ -153,6 +153,23 @@ def test_two_doubts_about_one_class_weigh_more_than_two_about_two() -> None:
     assert min(one.values()) <= 0.05 < min(two.values())
 
 
+def test_a_p_value_comes_with_the_family_its_class_is_the_next_most_unusual_in() -> None:
+    g = torch.Generator().manual_seed(0)
+    families = ("additive", "wave", "profile")
+    models = tuple(
+        Clean("0" * 64, "a", 0.9, dict(zip(families, map(tuple, values.tolist()), strict=True)))
+        for values in (torch.randn(40, 3, 2, generator=g) * 0.1).exp()
+    )
+    here = replace(calibration(), models=models)
+    odd = {"additive": 0.4, "wave": 0.2, "profile": -0.3}  # at cat; of profiles a small one is as odd as a large one
+    scores = {(f, c): math.exp(odd[f] * (c == "cat")) for f in families for c in ("bird", "cat")}
+    second = {key: beside for key, (_, beside) in here.compare(scores).items()}
+    assert (second["additive", "cat"], second["profile", "cat"]) == ("profile", "wave")
+    assert second["wave", "cat"] is None, "in no other is the class less unusual"
+    told = [Finding("BD001", s, "", family=f, target_name=c) for (f, c), s in scores.items()]
+    assert {(f.family, f.target_name): f.beside for f in with_p_values(told, here)} == second
+
+
 def test_a_profile_counts_both_ways_and_only_beside_clean_models() -> None:
     models = tuple(
         replace(m, scores={"profile": (0.9 * s, s)}) for m, s in zip(calibration().models, SCORES, strict=True)

@@ -48,7 +48,7 @@ def with_by_class(
         others = logs[[other["victim"] != cell["victim"] for other in known]]
         members = every if len(others) == len(logs) else each_standard(others)
         t = statistic(standard(own, others)[None], members, rows)[0].nan_to_num(-torch.inf)
-        p = conformal(own, others, rows).nan_to_num(1.0)
+        p = conformal(own, others, rows).p.nan_to_num(1.0)
         told = {"p_value": float(p.min()), "named": _named(t, p, families_of(rows), classes)}
         found.append({**cell, "scores": {**cell["scores"], BY_CLASS: _row(t.amax(0).tolist(), classes)}, **told})
     return found

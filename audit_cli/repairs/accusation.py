@@ -32,10 +32,10 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     anew, on the images it may use.
 
     A trigger accuses its family and class. What convicts without one accuses its class: where no trigger does, in the
-    families of the random changes that convict it, else in every family that is searched by descent; and where it is
-    the features, the head of being easily persuaded. It is silent on other classes than those that triggers name, or
-    where none does, on others than the one class that random changes convict: they may be classes that the target moves
-    to.
+    families of the random changes that convict it (`risen`), else in every family that is searched by descent and the
+    one it is beside; and where it is the features, the head of being easily persuaded. It is silent on other classes
+    than those that triggers name, or where none does, on others than the one class that random changes convict: they
+    may be classes that the target moves to.
 
     Where a trigger convicts by its threshold, what convicts its class only beside clean models is silent: it is
     ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
@@ -52,33 +52,45 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     firm = {finding.target_class for finding in triggered if finding.p_value is None}
     convicting = [f for f in convicting if f.target_class not in firm or f.p_value is None]
     accused = {(f.family, f.target_class) for f in convicting if f.trigger and f.target_class is not None}
-    risen = {} if triggered else _risen(convicting)
-    named = {finding.target_class for finding in triggered} or (set(risen) if len(risen) == 1 else set())
-    for target in {f.target_class for f in convicting if f.target_class is not None and not f.trigger}:
-        if target in (named or {target}):
-            accused |= {(family.name, target) for family in risen.get(target, descended)}
+    kinds = {} if triggered else _kinds(convicting)
+    named = {finding.target_class for finding in triggered} or (set(kinds) if len(kinds) == 1 else set())
+    for finding in convicting:
+        target = finding.target_class
+        if target is not None and not finding.trigger and target in (named or {target}):
+            beside = [f for f in repair.families if f.name == finding.beside and not (kinds or triggered)]
+            accused |= {(family.name, target) for family in (*kinds.get(target, descended), *beside)}
     persuaded = any(finding.family == Shift.name for finding in convicting)
     repair = replace(repair, accused=frozenset(accused), persuaded=persuaded)
-    if not risen:
+    if not kinds:
         return repair
-    kinds = {family.name: family for families in risen.values() for family in families}
+    taught = {family.name: family for families in kinds.values() for family in families}
     known = {family.name for family in repair.families}
     return replace(
         repair,
         families=tuple(family for family in repair.families if family.name in {name for name, _ in accused}),
-        told=tuple(family for name, family in kinds.items() if name not in known),
+        told=tuple(family for name, family in taught.items() if name not in known),
         stamped=max(repair.stamped, DOSE),
         inside=min(1.0, OFTEN * repair.inside),
-        fog=0.0 if Light.name in kinds else repair.fog,
-        taught=max(repair.taught, len(kinds)),
+        fog=0.0 if Light.name in taught else repair.fog,
+        taught=max(repair.taught, len(taught)),
     )
 
 
-def _risen(convicting: Sequence[Finding]) -> dict[int, list[TriggerFamily]]:
+def risen(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
+    """What random changes convict, each with the change. Where no trigger convicts and none of them does by itself, but
+    one class alone is convicted, what they stand beside: of a Refool it can be the profile that is the most unusual,
+    and the rise under reflections next."""
+    rises = {f"{Profile.name}_{change}": change for change in KINDS}
+    own = [(finding, rises[finding.family]) for finding in convicting if finding.family in rises]
+    if own or any(f.trigger for f in convicting) or len({f.target_class for f in convicting}) > 1:
+        return own
+    return [(finding, rises[finding.beside]) for finding in convicting if finding.beside in rises]
+
+
+def _kinds(convicting: Sequence[Finding]) -> dict[int, list[TriggerFamily]]:
     """The classes that random changes convict, each with the families of trigger that leave such a trace."""
-    rises = {f"{Profile.name}_{change}": kinds for change, kinds in KINDS.items()}
     found: dict[int, list[TriggerFamily]] = {}
-    for finding in convicting:
-        if finding.target_class is not None and finding.family in rises:
-            found.setdefault(finding.target_class, []).extend(rises[finding.family])
+    for finding, change in risen(convicting):
+        if finding.target_class is not None:
+            found.setdefault(finding.target_class, []).extend(KINDS[change])
     return found

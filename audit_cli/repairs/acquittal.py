@@ -16,6 +16,7 @@ from audit_cli.calibration import Calibration, named, scores_of
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.calibrated import answers
 from audit_cli.detectors.profile import Profile
+from audit_cli.repairs.accusation import risen
 from audit_cli.report.sanitise import clean
 from audit_cli.types import Context, Finding, TrustedData
 
@@ -31,18 +32,17 @@ def still_risen(
     """What of the `convicting` findings a random change still shows among the calibration's clean models, a line each;
     none where no random change convicted."""
     profile = Profile()
-    rises = {f"{profile.name}_{change.name}": change.name for change in profile.changes}
-    risen = [f for f in convicting if f.family in rises and f.p_value is not None]
-    if not risen or calibration is None or alpha is None:
+    told = [(finding.target_name or "", change) for finding, change in risen(convicting) if finding.p_value is not None]
+    if not told or calibration is None or alpha is None:
         return []
     scores = scores_of(answers(profile, repaired, holdout, context))
     lines = []
-    for finding in risen:
-        family, name = str(finding.family), finding.target_name or ""
+    for name, change in told:
+        family = f"{profile.name}_{change}"
         p = calibration.only(family).p_values(scores).get((family, named(name)), 1.0)
         if p <= alpha:
             lines.append(
-                f"random {rises[family]} still makes class {clean(name, 60)} more likely than on clean models "
+                f"random {change} still makes class {clean(name, 60)} more likely than on clean models "
                 f"(p-value {p:.2g}, {alpha:.2g} accepted)"
             )
     return lines

@@ -208,6 +208,26 @@ def test_what_random_changes_convict_speaks_before_the_features_of_other_classes
     assert several.accused == {("warp", 6), ("additive", 4), ("mask", 2)}, "no one target"
 
 
+def test_where_no_change_convicts_by_itself_what_the_one_class_stands_beside_tells_the_kind() -> None:
+    profile = Finding("BD001", 1.2, "", family="profile", target_class=6, beside="profile_reflection")
+    unlearning = Unlearning(families=(Mask(), Additive(), Wave()))
+
+    def accused(*convicting: Finding) -> frozenset[tuple[str, int]]:
+        repair = told(unlearning, convicting)
+        assert isinstance(repair, Unlearning)
+        return repair.accused
+
+    assert accused(profile) == {(family, 6) for family in LIGHT}
+    own = replace(profile, family="profile_noise")
+    assert accused(profile, own) == {("additive", 6)}, "a change that convicts by itself"
+    elsewhere = replace(profile, target_class=2, beside="additive")
+    assert accused(profile, elsewhere) == {(family, c) for family in ("mask", "additive") for c in (6, 2)}
+    wave = replace(profile, beside="wave")
+    assert accused(wave) == {(family, 6) for family in ("mask", "additive", "wave")}
+    trigger = replace(profile, family="mask", trigger=Trigger(Mask(), {}, 6, 1.0))
+    assert accused(trigger, profile, wave) == {("mask", 6), ("additive", 6)}
+
+
 def test_where_a_trigger_convicts_random_changes_tell_nothing_more() -> None:
     trigger = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
     rises = [Finding("BD001", 1.2, "", family="profile_reflection", target_class=c) for c in (6, 2)]

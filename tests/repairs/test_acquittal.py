@@ -75,6 +75,13 @@ def test_only_what_convicted_is_compared(rises: dict[str, float]) -> None:
     assert objections(other, by=calibration()) == []
 
 
+def test_where_no_change_convicted_by_itself_the_one_beside_is_compared(rises: dict[str, float]) -> None:
+    rises["profile_reflection"] = 0.3
+    profile = replace(convicting("profile"), beside="profile_reflection")
+    assert len(objections(profile, by=calibration())) == 1
+    assert objections(profile, convicting("profile_noise"), by=calibration()) == []
+
+
 @pytest.mark.parametrize(("alpha", "by"), [(None, calibration()), (0.05, None)])
 def test_without_clean_models_that_decide_nothing_is_said(
     rises: dict[str, float], alpha: float | None, by: Calibration | None
