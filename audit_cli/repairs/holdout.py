@@ -2,9 +2,10 @@
 
 Only images on which pivot and repaired model differ in being right carry information, and of those that are near a
 boundary it is chance which model is. So every image is shown as it is and moved a little in four directions, and each
-of these in the mirror, where the pivot is as good there: lost(x), how much less often it is right, in [-1, 1], scatters
-less (fixtures/results/views-study.json). Let d be the mean of lost².
-With as much lost as won, the adjusted Wald interval of the paired drop (metrics.paired_drop) has the half-width
+of these in the mirror, where the pivot is as good there; and it counts how sure the models are (belief.py), unless what
+that says lies outside the interval of what counting says. Then lost(x), how much less often an image is right, scatters
+less (fixtures/results/views-study.json). Let d be the mean of lost². With as much lost as won, the adjusted Wald
+interval of the paired drop (metrics.paired_drop) has the half-width
 
     z · √(n·d + 2) / (n + 2)        n: held-out images, z = 1.96
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from audit_cli.classifier import Classifier
 from audit_cli.errors import UnsupportedError
 from audit_cli.metrics import Z95, classes_of, paired_drop, predict
+from audit_cli.repairs.belief import lost
 from audit_cli.types import Context, TrustedData
 
 LEAST_DISAGREEMENT = 0.01  # ours: no repair that removed a backdoor changed fewer answers, see fixtures/results/repair
@@ -44,7 +46,7 @@ def images_needed(drop: float, disagreement: float = LEAST_DISAGREEMENT, z: floa
 
 class Cost(NamedTuple):
     """Clean accuracy on a holdout before and after a repair, in [0, 1], over the views of every image; the paired drop
-    with its 95 % interval; and d."""
+    with its 95 % interval, which also weighs how sure the models are and need not be the difference; and d."""
 
     before: float
     after: float
@@ -57,12 +59,24 @@ def cost(pivot: Classifier, repaired: Classifier, holdout: TrustedData, context:
     worse than on the images as they are is left out: it was not trained for that."""
     views = [holdout.images, *moved(holdout.images)]
     views += [view.flip(-1) for view in views]
-    before = [_right(pivot, view, holdout.labels, context) for view in views]
-    usable = [k for k, right in enumerate(before) if paired_drop(before[0] - right)[1] <= 0]
-    after = [_right(repaired, views[k], holdout.labels, context) for k in usable]
-    old, new = (torch.stack(rights).mean(0) for rights in ([before[k] for k in usable], after))
-    lost = old - new
-    return Cost(float(old.mean()), float(new.mean()), paired_drop(lost), float(lost.square().mean()))
+    old = torch.stack([predict(pivot, view, context) for view in views])
+    right = _right(old, holdout.labels)
+    usable = [k for k in range(len(views)) if paired_drop(right[0] - right[k])[1] <= 0]
+    old, right = old[usable], right[usable]
+    new = torch.stack([predict(repaired, views[k], context) for k in usable])
+    still = _right(new, holdout.labels)
+    less = _lost(old, new, holdout.labels, (right - still).mean(0))
+    return Cost(float(right.mean()), float(still.mean()), paired_drop(less), float(less.square().mean()))
+
+
+def _lost(old: Tensor, new: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+    """`lost` from logits; what is `counted` (N,) of right answers where that contradicts it, since logits need not tell
+    how sure a model may be."""
+    if not bool(old.isfinite().all() and new.isfinite().all()):
+        return counted
+    less = lost(old, new, labels)
+    _, low, high = paired_drop(counted)
+    return less if low <= float(less.mean()) <= high else counted
 
 
 def moved(images: Tensor) -> list[Tensor]:
@@ -74,9 +88,9 @@ def moved(images: Tensor) -> list[Tensor]:
     return [padded[..., top : top + H, left : left + W] for top, left in corners]
 
 
-def _right(classifier: Classifier, images: Tensor, labels: Tensor, context: Context) -> Tensor:
-    """(N,) 1 where it is right."""
-    return (classes_of(predict(classifier, images, context)) == labels).double()
+def _right(outputs: Tensor, labels: Tensor) -> Tensor:
+    """(V, N) 1 where the logits (V, N, K) on the views of N images are right."""
+    return torch.stack([(classes_of(view) == labels).double() for view in outputs])
 
 
 def divide(trusted: TrustedData, max_drop: float, min_per_class: int, generator: torch.Generator) -> tuple[
