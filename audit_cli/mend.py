@@ -181,7 +181,7 @@ def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[fl
     """`whole`, and attempts part of the way to it as long as the last one costs too much accuracy."""
     attempts, pivot = [whole], case.subject.classifier
     for share in shares:
-        if attempts[-1].cost.drop[0] <= case.policy.max_drop:
+        if not attempts[-1].cost.exceeds(case.policy.max_drop):
             break
         less = partway(pivot, whole.classifier, share)
         fresh = replace(context, seed=context.seed + round(100 * share))
@@ -199,7 +199,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     price = cost(pivot, repaired, holdout, context)
     left = strongest(repaired, case.triggers, holdout, context)
     objections = []
-    if price.drop[0] > policy.max_drop:
+    if price.exceeds(policy.max_drop):
         objections.append(
             f"clean accuracy dropped by {100 * price.drop[0]:.1f} points, {100 * policy.max_drop:g} allowed"
         )

@@ -166,7 +166,8 @@ def _halves(case: Case) -> str:
     return (
         f"{len(case.fit)} of the trusted images were used for the repair; accuracy and what is left of the backdoor "
         f"were measured on the other {len(case.holdout)}, accuracy also on these moved by 1/{round(1 / STEP)} of a "
-        "side or in the mirror."
+        "side or in the mirror. Its drop counts how sure the two models are, too, so it need not be the difference of "
+        "their accuracies."
     )
 
 

@@ -29,6 +29,7 @@ from audit_cli.types import Context, TrustedData
 
 LEAST_DISAGREEMENT = 0.01  # ours: no repair that removed a backdoor changed fewer answers, see fixtures/results/repair
 STEP = 1 / 32  # ours: of a side, that a view of an image is moved by
+ROUNDING = 1e-9
 FIT_SHARE = 0.5  # ours: share of the trusted images a repair may use; the rest measures
 
 
@@ -52,6 +53,10 @@ class Cost(NamedTuple):
     after: float
     drop: tuple[float, float, float]
     disagreement: float
+
+    def exceeds(self, limit: float) -> bool:
+        """Is more lost than `limit`? A mean of shares can come out a rounding error above what it is."""
+        return self.drop[0] > limit + ROUNDING
 
 
 def cost(pivot: Classifier, repaired: Classifier, holdout: TrustedData, context: Context) -> Cost:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from audit_cli.classifier import Classifier
 from audit_cli.errors import UnsupportedError
 from audit_cli.metrics import cda_drop
-from audit_cli.repairs.holdout import LEAST_DISAGREEMENT, cost, divide, half_width, images_needed, moved
+from audit_cli.repairs.holdout import LEAST_DISAGREEMENT, Cost, cost, divide, half_width, images_needed, moved
 from audit_cli.types import Context, TrustedData
 
 
@@ -110,6 +110,13 @@ def test_a_repair_is_judged_on_views_of_every_image() -> None:
     # Moved left or in the mirror, all are dark at the corner, and the pivot clearly worse: these views are left out.
     assert told.before == pytest.approx(0.5)
     assert told.disagreement == pytest.approx(0.5)
+
+
+def test_a_drop_of_just_the_limit_does_not_exceed_it() -> None:
+    drop = sum([0.1] * 3) / 15  # in floating point a little more than 0.02
+    assert drop > 0.02
+    assert not Cost(0.8, 0.78, (drop, 0.0, 0.04), 0.1).exceeds(0.02)
+    assert Cost(0.8, 0.77, (0.0201, 0.0, 0.04), 0.1).exceeds(0.02)
 
 
 def test_an_image_that_is_lost_on_some_views_counts_as_part_of_one() -> None:
