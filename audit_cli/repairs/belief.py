@@ -7,8 +7,8 @@ How sure both are tells more. What they say together is a chance for every class
 
 (a logarithmic opinion pool; Genest, Zidek: Combining Probability Distributions, 1986,
 https://doi.org/10.1214/ss/1177013825), with the two weights that the labels make most likely. Where the models answer a
-and b, the first is right so much more often: p(a | x) − p(b | x). The labels do not tell by themselves any more who is
-right where the models differ, but to which of the two the truth listens, on all images.
+and b, the first is right so much more often: p(a | x) − p(b | x). So the labels need not tell who is right where the
+models differ, only how much the truth listens to each of the two, and that all images tell.
 
 A few hundred images do not tell the weights well, so they are pulled towards `USUAL`. That they are fitted adds to how
 the mean scatters: by the influence of every image on them, which is added to what the image says.

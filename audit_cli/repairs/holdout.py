@@ -15,6 +15,7 @@ so n ≈ z²·d / Δ² images resolve a drop of Δ: at 2 points, 96 for every hu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from audit_cli.types import Context, TrustedData
 LEAST_DISAGREEMENT = 0.01  # ours: no repair that removed a backdoor changed fewer answers, see fixtures/results/repair
 STEP = 1 / 32  # ours: of a side, that a view of an image is moved by
 ROUNDING = 1e-9
+MOST = 2**25  # logits that are kept; bounds the memory
 FIT_SHARE = 0.5  # ours: share of the trusted images a repair may use; the rest measures
 
 
@@ -64,22 +66,20 @@ def cost(pivot: Classifier, repaired: Classifier, holdout: TrustedData, context:
     worse than on the images as they are is left out: it was not trained for that."""
     views = [holdout.images, *moved(holdout.images)]
     views += [view.flip(-1) for view in views]
-    old = torch.stack([predict(pivot, view, context) for view in views])
-    right = _right(old, holdout.labels)
+    right, old = _answers(pivot, views, holdout.labels, context)
     usable = [k for k in range(len(views)) if paired_drop(right[0] - right[k])[1] <= 0]
-    old, right = old[usable], right[usable]
-    new = torch.stack([predict(repaired, views[k], context) for k in usable])
-    still = _right(new, holdout.labels)
-    less = _lost(old, new, holdout.labels, (right - still).mean(0))
+    still, new = _answers(repaired, [views[k] for k in usable], holdout.labels, context)
+    right = right[usable]
+    less = _lost([old[k] for k in usable] if old else [], new, holdout.labels, (right - still).mean(0))
     return Cost(float(right.mean()), float(still.mean()), paired_drop(less), float(less.square().mean()))
 
 
-def _lost(old: Tensor, new: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
-    """`lost` from logits; what is `counted` (N,) of right answers where that contradicts it, since logits need not tell
-    how sure a model may be."""
-    if not bool(old.isfinite().all() and new.isfinite().all()):
+def _lost(old: Sequence[Tensor], new: Sequence[Tensor], labels: Tensor, counted: Tensor) -> Tensor:
+    """`lost` from logits on views; what is `counted` (N,) of right answers where there are none, or where it
+    contradicts them, since logits need not tell how sure a model may be."""
+    if not (old and new and all(bool(outputs.isfinite().all()) for outputs in (*old, *new))):
         return counted
-    less = lost(old, new, labels)
+    less = lost(torch.stack(tuple(old)), torch.stack(tuple(new)), labels)
     _, low, high = paired_drop(counted)
     return less if low <= float(less.mean()) <= high else counted
 
@@ -93,9 +93,18 @@ def moved(images: Tensor) -> list[Tensor]:
     return [padded[..., top : top + H, left : left + W] for top, left in corners]
 
 
-def _right(outputs: Tensor, labels: Tensor) -> Tensor:
-    """(V, N) 1 where the logits (V, N, K) on the views of N images are right."""
-    return torch.stack([(classes_of(view) == labels).double() for view in outputs])
+def _answers(
+    classifier: Classifier, views: Sequence[Tensor], labels: Tensor, context: Context
+) -> tuple[Tensor, list[Tensor]]:
+    """(V, N) 1 where it is right, and the logits (N, K) on each view; none where they are more than `MOST` numbers:
+    with so many images counting is sure enough."""
+    rights, logits = [], []
+    for view in views:
+        outputs = predict(classifier, view, context)
+        rights.append((classes_of(outputs) == labels).double())
+        if len(views) * outputs.numel() <= MOST:
+            logits.append(outputs)
+    return torch.stack(rights), logits
 
 
 def divide(trusted: TrustedData, max_drop: float, min_per_class: int, generator: torch.Generator) -> tuple[

@@ -112,6 +112,37 @@ def test_a_repair_is_judged_on_views_of_every_image() -> None:
     assert told.disagreement == pytest.approx(0.5)
 
 
+class Linear(nn.Module):
+    """Logits are sums of pixels; the weights are the first model's, a little changed."""
+
+    def __init__(self, changed: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.head = nn.Linear(192, 3, bias=False)
+        weights, other = torch.randn(2, 3, 192, generator=generator)
+        self.head.weight = nn.Parameter(0.3 * (weights + changed * other))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.flatten(1) - 0.5)
+        return logits
+
+
+def test_how_sure_the_models_are_counts_unless_there_are_more_logits_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(300, 3, 8, 8, generator=generator)
+    pivot, repaired = (Classifier(Linear(by), "head", arch="toy").frozen() for by in (0.0, 0.5))
+    labels = torch.multinomial(torch.softmax(pivot(images), -1), 1, generator=generator)[:, 0]
+    data = TrustedData(images, labels, ("a", "b", "c"), "0" * 64)
+    believed = cost(pivot, repaired, data, Context())
+    monkeypatch.setattr("audit_cli.repairs.holdout.MOST", 0)
+    counted = cost(pivot, repaired, data, Context())
+    assert counted.drop[0] == pytest.approx(counted.before - counted.after)
+    assert (believed.before, believed.after) == (counted.before, counted.after)
+    assert counted.drop[1] < believed.drop[0] < counted.drop[2]
+    assert believed.drop != counted.drop
+    assert believed.disagreement < counted.disagreement
+
+
 def test_a_drop_of_just_the_limit_does_not_exceed_it() -> None:
     drop = sum([0.1] * 3) / 15  # in floating point a little more than 0.02
     assert drop > 0.02
