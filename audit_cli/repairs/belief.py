@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 USUAL = (0.85, 0.15)  # ours: weights of a pivot and what a repair makes of it, about their mean (development)
-SPREAD = (3.0, 0.3)  # ours: standard deviations around these; of the second it is 0.12 on victims (development)
+SPREAD = (3.0, 0.3)  # ours: standard deviations around these; the first is told well enough by itself (development)
 STEPS = 30  # ours: of Newton's method, which needs fewer than ten
 
 
