@@ -61,6 +61,7 @@ class Attempt:
     cost: Cost  # of clean accuracy
     asr_before: float | None  # the largest of the triggers recovered from the pivot
     asr: float | None
+    inside: float | None  # the same of their features, moved further inside the network
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     curve: Trajectory
 
@@ -76,6 +77,7 @@ class Attempt:
             "method": self.rung,
             "cda_drop": self.cost.drop[0],
             "asr": self.asr,
+            "asr_inside": self.inside,
             "score": highest(self.findings),
             "objections": [*self.objections, *refused],
         }

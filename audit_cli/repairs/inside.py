@@ -9,19 +9,25 @@ what the pivot makes of the trigger times a factor, and the layers behind learn 
     minimise  KL(f(x; pivot) ‖ h(z; θ))
 
 z comes from the pivot: were the pupil's own front used, it would grow until the steps added no longer mattered.
+The same is asked of a repaired model (`left_inside`), on images that it was not taught with: what is left of the true
+trigger shows there when the recovered one no longer does.
 Ours; latent adversarial training (Casper, Schulze, Patel, Hadfield-Menell: Defending Against Unforeseen Failure Modes
 with Latent Adversarial Training, 2024, https://arxiv.org/abs/2403.05030) searches such a direction instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from audit_cli.classifier import Classifier
+from audit_cli.types import Context, Trigger, TrustedData
+
+LEFT_FACTOR = 2.0  # ours: times as far as the recovered trigger moves the features, what is left is looked for
+LEFT_ALLOWED = 0.2  # ours: share of images that may go to the target then
 
 
 def features(classifier: Classifier, cut: str, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,3 +111,35 @@ def moved(clean: Tensor, triggered: Tensor, deeper: float, generator: torch.Gene
     """Features (N, ...) of clean images, moved along what the trigger does to each by a factor from [0, deeper]."""
     factor = deeper * torch.rand(len(clean), *[1] * (clean.dim() - 1), generator=generator)
     return clean + factor.to(clean) * (triggered - clean)
+
+
+@torch.no_grad()
+def left_inside(
+    pivot: Classifier,
+    repaired: Classifier,
+    triggers: Sequence[Trigger],
+    data: TrustedData,
+    context: Context,
+    factor: float = LEFT_FACTOR,
+    batch: int = 64,
+) -> float | None:
+    """The largest share of images, over `triggers`, that `repaired` sends to a trigger's target when it is fed, at the
+    first cut `within`, the pivot's features moved `factor` times as far as the trigger moves them. None without
+    triggers or where there is no cut. Both classifiers are frozen and on the context's device."""
+    found = within(pivot, data.images[:2].to(context.device))
+    if not (found and triggers):
+        return None
+    cut = found[0]
+
+    def sent(trigger: Trigger) -> float:
+        meant, count = data.images[trigger.meant_for(data.labels)], 0
+        for part in meant.split(batch):
+            context.budget.check()
+            images = part.to(context.device)
+            with context.autocast():
+                (clean, _), (triggered, _) = features(pivot, cut, images), features(pivot, cut, trigger(images))
+                with fed(repaired, cut, clean + factor * (triggered - clean)):
+                    count += int((repaired(images).argmax(1) == trigger.target).sum())
+        return count / max(1, len(meant))
+
+    return max(map(sent, triggers))

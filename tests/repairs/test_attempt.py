@@ -45,4 +45,5 @@ def test_passing_then_few_objections_then_little_over_the_limits(better: Attempt
 )
 def test_an_attempt_that_does_not_pass_says_why(verdict: str, objections: int, told: list[str]) -> None:
     found = replace(attempt(0.01, None, verdict, objections), rung="unlearning", findings=())
-    assert found.told == {"method": "unlearning", "cda_drop": 0.01, "asr": None, "score": None, "objections": told}
+    figures = {"cda_drop": 0.01, "asr": None, "asr_inside": None, "score": None}
+    assert found.told == {"method": "unlearning", **figures, "objections": told}
