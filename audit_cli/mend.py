@@ -194,7 +194,8 @@ def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[fl
 
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:
     """Audits what would be delivered: the tuned weights as written and read back, on images no repair has seen. Nothing
-    is scanned again where the accuracy, the recovered triggers or random changes already speak against it."""
+    is scanned again where the accuracy, the recovered triggers or random changes already speak against it. Transformers
+    are not asked inside, where they are not taught, either."""
     repaired, holdout, policy = read_back(case, tuned), case.holdout, case.policy
     pivot = case.subject.classifier
     price = cost(pivot, repaired, holdout, context)

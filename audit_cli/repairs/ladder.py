@@ -6,9 +6,10 @@ A repair can pass the rescan with much of the true trigger's success left, becau
 smaller than what ordinary classes have; the loss of accuracy is seen at once. So the first rung is as strong as most
 models bear. Where a rung costs too much accuracy it is first taken back a little (partway.py), which takes no time;
 of transformers the backdoor comes back with that (development: vit-badnets, 15 % at 85 % of the way), so they are not.
-Then a gentle one follows: with less of it inside the network, and without fog, which matters for blended patterns. The
-last is for triggers that survive. When none has passed, those that cost too much are
-taken back further, first come first.
+Of small networks it comes back, too, before the recovered trigger shows it, so every attempt is looked at inside
+(inside.py). Then a gentle one follows: with less of it inside the network, and without fog, which matters for blended
+patterns. The last is for triggers that survive. When none has passed, those that cost too much are taken back further,
+first come first.
 """
 
 from __future__ import annotations
