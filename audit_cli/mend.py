@@ -211,7 +211,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     if inside is not None and inside > LEFT_ALLOWED:
         objections.append(
             f"inside the network, features moved {LEFT_FACTOR:g} times as far as a recovered trigger moves them still "
-            f"lead {inside:.0%} of images to its class, {LEFT_ALLOWED:.0%} allowed"
+            f"lead {inside:.1%} of images to its class, {LEFT_ALLOWED:.0%} allowed"
         )
     alpha = policy.rules[RULE].alpha
     objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context)
