@@ -31,7 +31,7 @@ from audit_cli.repairs.acquittal import still_risen
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
 from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import cost, divide
-from audit_cli.repairs.inside import LEFT_ALLOWED, LEFT_FACTOR, left_inside
+from audit_cli.repairs.inside import LEFT_FACTOR, left_inside
 from audit_cli.repairs.ladder import FURTHER, LADDER, SLIGHTLY, Rung
 from audit_cli.repairs.output import (
     README,
@@ -208,10 +208,10 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     if left is not None and left > policy.max_asr:
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
     inside = None if layer_normalised(pivot) else left_inside(pivot, repaired, case.triggers, holdout, context)
-    if inside is not None and inside > LEFT_ALLOWED:
+    if inside is not None and inside > policy.max_asr_inside:
         objections.append(
             f"inside the network, features moved {LEFT_FACTOR:g} times as far as a recovered trigger moves them still "
-            f"lead {inside:.1%} of images to its class, {LEFT_ALLOWED:.0%} allowed"
+            f"lead {inside:.1%} of images to its class, {policy.max_asr_inside:.0%} allowed"
         )
     alpha = policy.rules[RULE].alpha
     objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context)

@@ -74,6 +74,7 @@ class Policy:
     expires_days: int
     max_drop: float
     max_asr: float
+    max_asr_inside: float
     timeout: float | None = None  # seconds
     max_memory: int | None = None  # bytes
     weights: str | None = None  # the file to audit where a folder has several formats
@@ -196,6 +197,7 @@ def _build(table: dict[str, Any], where: str, path: Path | None, *, discovered: 
         expires_days=table["verdict"]["expires_days"],
         max_drop=float(table["repair"]["max_drop"]),
         max_asr=float(table["repair"]["max_asr"]),
+        max_asr_inside=float(table["repair"]["max_asr_inside"]),
         timeout=cast(float | None, budget.get("timeout")),
         max_memory=cast(int | None, budget.get("max_memory")),
         weights=table.get("model", {}).get("weights"),

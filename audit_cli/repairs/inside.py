@@ -27,7 +27,6 @@ from audit_cli.classifier import Classifier
 from audit_cli.types import Context, Trigger, TrustedData
 
 LEFT_FACTOR = 2.0  # ours: times as far as the recovered trigger moves the features, what is left is looked for
-LEFT_ALLOWED = 0.2  # ours: share of images that may go to the target then
 
 
 def features(classifier: Classifier, cut: str, images: Tensor) -> tuple[Tensor, Tensor]:

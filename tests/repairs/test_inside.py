@@ -10,7 +10,8 @@ from toys import BASE, GAIN, Planted, noise_data, small
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.mask import Mask
 from audit_cli.metrics import asr, cda, predict
-from audit_cli.repairs.inside import LEFT_ALLOWED, features, fed, left_inside, moved, within
+from audit_cli.policy import Policy
+from audit_cli.repairs.inside import features, fed, left_inside, moved, within
 from audit_cli.repairs.stamping import in_fog
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.types import Context, Trigger, TrustedData
@@ -65,7 +66,7 @@ def test_a_trigger_that_was_not_recovered_goes_with_the_one_that_was(inside: flo
     assert left_inside(pivot, pivot, [recovered], data, CPU) == 1.0
     left = left_inside(pivot, repaired, [recovered], data, CPU)
     assert left is not None
-    assert (left <= LEFT_ALLOWED) is gone  # what the recovered trigger itself does not show
+    assert (left <= Policy.load("default").max_asr_inside) is gone  # what the recovered trigger itself does not show
     assert left_inside(pivot, repaired, [], data, CPU) is None
 
 
