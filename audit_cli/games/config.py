@@ -11,6 +11,7 @@ images = 10000                 # of the training split, drawn anew for each vict
 [[network]]                    # victims take these in turn
 arch = "resnet8-cifar"
 base = { epochs = 8, lr = 0.2 }    # first train a clean network so, then the victim from it; absent: from scratch
+# or somebody else's clean network, a file in the cache folder: weights = "resnet20.safetensors", sha256 = "12ab…"
 
 [[population]]
 attack = "badnets"             # or "clean"
@@ -83,13 +84,27 @@ class Training:
 
 @dataclass(frozen=True)
 class Network:
-    """What a victim starts from: random weights, or a clean network trained as `base` says with its own `seed`."""
+    """What a victim starts from: random weights, or a clean network: one trained as `base` says with its own `seed`, or
+    somebody else's `weights`, a file in the zoo's folder with that SHA-256."""
 
     arch: str
     base: Training | None = None
     seed: int = 0
+    weights: str | None = None
+    sha256: str | None = None
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)  # CIFAR-10's own
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) != (self.sha256 is None) or (self.weights and self.base):
+            raise ValueError("`weights` need their `sha256`, and no `base`")
+        if self.weights is not None and Path(self.weights).name != self.weights:
+            raise ValueError(f"weights `{clean(self.weights, 60)}`: the name of a file in the cache folder, no path")
+
+    @property
+    def trained(self) -> bool:
+        """Do victims start from a clean network, not from random weights?"""
+        return self.base is not None or self.weights is not None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from audit_cli.checkpoint.save import save_weights, write_atomically
 from audit_cli.classifier import Classifier
 from audit_cli.games.config import CLEAN, Bench, Network, Population, Training
 from audit_cli.games.data import Data
+from audit_cli.games.published import read_published
 from audit_cli.losses import LOSSES
 from audit_cli.models.create import create
 from audit_cli.resume import Resume
@@ -53,7 +54,7 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(asdict(self, dict_factory=_identity), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -62,6 +63,11 @@ class Recipe:
         count = f"-m{self.count}" if self.count else ""
         loss = f"-{self.loss}" if self.loss else ""
         return f"{self.attack}{count}{loss}-{self.network.arch}-s{self.seed}-{self.digest[:8]}"
+
+
+def _identity(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """What a digest is made of; weights of somebody else's are told apart by their own."""
+    return {key: value for key, value in pairs if key != "weights" and not (key == "sha256" and value is None)}
 
 
 def recipes(bench: Bench, data: Data) -> list[Recipe]:
@@ -87,7 +93,7 @@ def _recipe(bench: Bench, data: Data, population: Population, count: int, k: int
         target=None if attack in (CLEAN, "all_to_all") else k % classes,
         settings=_varied(population, k, classes),
         loss=population.loss,
-        start=network if network.base else None,
+        start=network if network.trained else None,
         surrogate=_other_base(bench, network) if attack in NEEDS_SURROGATE else None,
     )
 
@@ -105,7 +111,7 @@ def _varied(population: Population, k: int, classes: int) -> tuple[tuple[str, st
 
 def _other_base(bench: Bench, network: Network) -> Network:
     """The attacker's surrogate: a base that is not the victim's own, where there is another one."""
-    bases = [other for other in bench.networks if other.base]
+    bases = [other for other in bench.networks if other.trained]
     return next((other for other in bases if other != network), network)
 
 
@@ -187,7 +193,10 @@ class Zoo:
         return self._path(recipe).exists()
 
     def base(self, network: Network) -> Classifier:
-        """The clean network victims start from, frozen."""
+        """The clean network victims start from, frozen. Raises UsageError where it is somebody else's and not there."""
+        if network.weights is not None:
+            published = read_published(self.folder, network, len(self.data.train.class_names))
+            return published.on(self.context.device).frozen()
         recipe = base_recipe(network, self.data)
         with self._held(recipe):
             return self._trained(recipe, None).frozen()

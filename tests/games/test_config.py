@@ -44,6 +44,13 @@ def test_epochs_become_steps() -> None:
         ('arch = "resnet8-w8-cifar"\n\n[[pop', 'arch = "vgg"\n\n[[pop', "vgg"),
         ("victims = 2\nsettings", "victims = 2\nnetworks = [2]\nsettings", "numbered 0 to 1"),
         ("victims = 2\nsettings", 'victims = 2\nloss = "hinge"\nsettings', "loss `hinge`: unknown"),
+        ("base =", 'weights = "a"\nbase =', "need their `sha256`"),
+        ("base =", 'weights = "a"\nsha256 = "0"\nbase =', "no `base`"),
+        (
+            'arch = "resnet8-w8-cifar"\n\n[[pop',
+            'arch = "resnet8-w8-cifar"\nweights = "../a"\nsha256 = "0"\n\n[[pop',
+            "no path",
+        ),
         ('["calibrated"]', '["crystal"]', "detector `crystal`: unknown"),
         ('["clean_retraining"]', '["prayer"]', "repair `prayer`: unknown"),
         ("victims = 1", "victims = 1\nspeed = 1", "[robustness]: unknown key `speed`"),

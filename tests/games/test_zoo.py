@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from audit_cli.attacks.victim import Rate
 from audit_cli.errors import BudgetExceeded, UsageError
@@ -82,6 +84,52 @@ def test_a_victim_is_trained_once(bench: Bench, zoo: Zoo, monkeypatch: pytest.Mo
     assert second.facts() == first.facts()
     assert torch.equal(second.classifier(zoo.data.measured.images), first.classifier(zoo.data.measured.images))
     assert not list(zoo.folder.glob("*.state"))
+
+
+@pytest.fixture
+def published(bench: Bench, zoo: Zoo, tmp_path: Path) -> Bench:
+    """The bench on one network whose weights somebody else trained; they lie in the zoo's folder."""
+    theirs = dataclasses.replace(zoo, folder=tmp_path / "theirs").victim(recipes(bench, zoo.data)[0])
+    zoo.folder.mkdir(parents=True, exist_ok=True)
+    (zoo.folder / "theirs.safetensors").write_bytes(theirs.path.read_bytes())
+    digest = hashlib.sha256(theirs.path.read_bytes()).hexdigest()
+    network = dataclasses.replace(bench.networks[1], weights="theirs.safetensors", sha256=digest)
+    return dataclasses.replace(bench, networks=(network,))
+
+
+def test_a_victim_starts_from_somebody_else_s_weights(published: Bench, zoo: Zoo) -> None:
+    clean, victim, _ = recipes(published, zoo.data)[:3]
+    assert clean.start == victim.start == published.networks[0]
+    base = zoo.base(published.networks[0])
+    theirs = load_file(zoo.folder / "theirs.safetensors")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in base.module.state_dict().items())
+    still = dataclasses.replace(victim, training=dataclasses.replace(victim.training, epochs=0.001, lr=1e-9))
+    trained = zoo.victim(still).classifier.module.state_dict()
+    assert all(torch.allclose(trained[n], theirs[n], atol=1e-6) for n in theirs if n.endswith("conv1.weight"))
+
+
+def test_a_digest_tells_somebody_else_s_weights_by_their_own(published: Bench, bench: Bench, images: Data) -> None:
+    recipe = recipes(published, images)[1]
+    renamed, other = (
+        dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, **change))
+        for change in ({"weights": "copy.safetensors"}, {"sha256": "0"})
+    )
+    assert renamed.digest == recipe.digest != other.digest
+    assert "sha256" not in repr(module._identity([("sha256", None), ("weights", None)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sha256": "00"}, "SHA-256 is"),
+        ({"weights": "gone"}, "no such file"),
+        ({"arch": "resnet20-cifar"}, "where the"),
+    ],
+)
+def test_other_weights_are_refused(published: Bench, zoo: Zoo, change: dict[str, str], said: str) -> None:
+    network = dataclasses.replace(published.networks[0], **change)
+    with pytest.raises(UsageError, match=said):
+        zoo.base(network)
 
 
 def test_two_zoos_train_the_same_weights(bench: Bench, zoo: Zoo) -> None:
