@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CLASSES = 20
 IMAGE_CAP = 2_000_000  # bytes of one evidence image
+PICTURED = "Left: the trigger alone on grey, black and white. Rows: trusted images, with the trigger, the change."
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _STYLE = """
@@ -53,7 +54,9 @@ header p { margin: .2rem 0; }
 h1 { font-size: 1.5rem; line-height: 1.3; margin: 0; color: var(--tone); overflow-wrap: anywhere; }
 h2 { font-size: 1rem; margin: .2rem 0 .6rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-top: 1px solid var(--line); overflow-wrap: anywhere; }
+th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-top: 1px solid var(--line); }
+td:first-child { min-width: 5rem; overflow-wrap: anywhere; }
+td.n { white-space: nowrap; }
 thead th { border: 0; color: var(--soft); font-weight: 500; }
 .n { text-align: right; }
 .fired td { color: var(--fail); font-weight: 600; }
@@ -62,6 +65,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 ul { padding-left: 1.2rem; margin: 0; }
 li { overflow-wrap: anywhere; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; }
+@media (max-width: 30rem) { body { padding: 1rem .5rem; font-size: 15px; } section { padding: .8rem 1rem; }
+  th, td { padding-right: .5rem; } td:first-child { min-width: 4rem; } }
 img { display: block; image-rendering: pixelated; min-width: 128px; max-width: 100%; border: 1px solid var(--line); }
 """
 
@@ -76,9 +81,7 @@ def render(verdict: Verdict, base: Path | None = None) -> str:
     parts = [
         _section("Why", _list(why(document))),
         _section("Classes", _classes(triggers(document, CLASSES))),
-        _section(
-            "Evidence", "".join(_figure(finding, base) for finding in triggers(document, CLASSES)) if base else ""
-        ),
+        _section("Evidence", _evidence(triggers(document, CLASSES), base)),
         _section("Repair", _repair(repair) if repair else ""),
         _section("Notes", _list([statement(item) for item in remarks(document) if item["severity"] == "note"])),
         _section("Audit", _facts(document)),
@@ -159,6 +162,11 @@ def _repair(repair: Mapping[str, Any]) -> str:
     head += "<th class=n>highest score</th>"
     told = "".join(f"<p class=soft>{_text(line)}</p>" for line in about_repair(repair))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{told}"
+
+
+def _evidence(found: list[dict[str, Any]], base: Path | None) -> str:
+    figures = "".join(_figure(finding, base) for finding in found)
+    return f"<p class=soft>{_text(PICTURED)}</p>{figures}" if figures else ""
 
 
 def _figure(finding: Mapping[str, Any], base: Path | None) -> str:

@@ -187,6 +187,7 @@ class TestHtml:
         ):
             verdict = make_verdict([size(0, "ant", 3.0, evidence=evidence)])
             assert html.render(verdict, base).count("data:image/png;base64,") == count, evidence
+            assert (html.PICTURED in html.render(verdict, base)) == bool(count), evidence
             assert "data:image" not in html.render(verdict)
 
 
