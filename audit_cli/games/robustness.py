@@ -101,8 +101,8 @@ def by_ladder(victim: Victim, trusted: TrustedData, context: Context) -> tuple[C
             after = build(checkpoint, mean=network.mean, std=network.std).on(context.device).frozen()
     told = verdict.document.get("repair")
     told = told if isinstance(told, dict) else {}
-    facts = {"verdict": verdict.verdict, "rung": told.get("method"), "attempts": told.get("attempts", [])}
-    return after, facts | {"reasons": list(verdict.reasons)}
+    facts = {"verdict": verdict.verdict, "rung": told.get("method"), "reasons": list(verdict.reasons)}
+    return after, facts | {key: told.get(key, []) for key in ("convicted", "attempts")}
 
 
 @dataclass

@@ -14,6 +14,7 @@ from audit_cli.policy import Policy
 from audit_cli.repairs.holdout import STEP, Cost, images_needed
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.trajectory import Trajectory
+from audit_cli.report.document import plain
 from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def account(
         "method": best.rung,
         "before": {"cda": best.cost.before, "asr": best.asr_before, "score": highest(case.findings)},
         "after": {"cda": best.cost.after, "asr": best.asr, "score": highest(best.findings)},
+        "convicted": [_convicting(finding) for finding in case.convicting],
         "cda_drop": drop,
         "cda_drop_interval": interval,
         "output": output,
@@ -140,6 +142,17 @@ def account(
         section,
         [_halves(case), *_unmeasured(case), *_compared(case), *_resolution(case, best)],
     )
+
+
+def _convicting(finding: Finding) -> Json:
+    return {
+        "rule_id": finding.rule_id,
+        "target_class": finding.target_class,
+        "target_name": finding.target_name,
+        "family": finding.family,
+        "score": finding.score,
+        "p_value": finding.p_value,
+    }
 
 
 def unchanged(case: Case, about: Verdict, cda: float, asr: float | None, output: Json) -> Verdict:
@@ -160,7 +173,7 @@ def amended(about: Verdict, verdict: str, reasons: Sequence[str], section: Json,
     code = EXIT_CODES[verdict]
     known = cast(Sequence[str], about.document["limitations"])
     document = {**about.document, "verdict": verdict, "exit_code": code, "reasons": list(reasons)}
-    document |= {"repair": section, "limitations": [*known, *limits]}
+    document |= {"repair": plain(section), "limitations": [*known, *limits]}
     return Verdict(verdict, code, tuple(reasons), about.findings, document)
 
 

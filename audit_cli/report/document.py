@@ -98,7 +98,7 @@ def build_document(
         "environment": environment,
         "limitations": limitations,
     }
-    return cast(dict[str, object], _json(document))
+    return cast(dict[str, object], plain(document))
 
 
 def instant(time: datetime.datetime) -> str:
@@ -131,14 +131,14 @@ def _finding(item: JudgedFinding) -> dict[str, object]:
     }
 
 
-def _json(value: object) -> object:
+def plain(value: object) -> object:
     """`value` in JSON's own types: clean strings, finite numbers, lists for sequences."""
     if isinstance(value, str):
         return clean(value, TEXT)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {clean(str(key), TEXT): _json(item) for key, item in value.items()}
+        return {clean(str(key), TEXT): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return [_json(item) for item in value]
+        return [plain(item) for item in value]
     return value

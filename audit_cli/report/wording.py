@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from audit_cli.types import Verdict
 
 OUT_OF_REACH = 1000.0  # what policies write for scores that mean something beside clean models only
+CONVICTED = 3  # classes that a repair's report names as those it was for
 
 
 def contents(verdict: Verdict) -> dict[str, Any]:
@@ -124,11 +125,21 @@ def facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def about_repair(repair: Mapping[str, Any]) -> list[str]:
-    """What is told of a repair below its figures, a line each: what else was tried, and how fast the trigger is learnt
-    again."""
+    """What is told of a repair below its figures, a line each: what had convicted, what else was tried, and how fast
+    the trigger is learnt again."""
     others = [attempt for attempt in repair.get("attempts", []) if attempt["method"] != repair["method"]]
     lines = [f"Tried: {clean(a['method'], 60)}, refused: {clean('; '.join(a['objections']), 400)}." for a in others]
-    return [*lines, *filter(None, [relearned(repair)])]
+    return [*filter(None, [_repaired_from(repair)]), *lines, *filter(None, [relearned(repair)])]
+
+
+def _repaired_from(repair: Mapping[str, Any]) -> str | None:
+    """What had convicted the unrepaired model, a class each, the most suspicious first."""
+    families: dict[str, list[str]] = {}
+    for item in repair.get("convicted", []):
+        families.setdefault(target(item) or "the model as a whole", []).append(clean(item["family"], 40) or "no family")
+    told = [f"{name} ({', '.join(found)})" for name, found in families.items()]
+    more = f" and {len(told) - CONVICTED} more" if len(told) > CONVICTED else ""
+    return f"Had convicted: {'; '.join(told[:CONVICTED])}{more}." if told else None
 
 
 def relearned(repair: Mapping[str, Any]) -> str | None:

@@ -278,6 +278,7 @@ def test_a_repair_that_passes(repair: Repair, detector: Stub) -> None:
     section = verdict["repair"]
     assert section["method"] == "marking"
     assert (section["before"]["score"], section["after"]["score"]) == (9.0, 1.0)
+    assert [(c["target_class"], c["score"]) for c in section["convicted"]] == [(3, 9.0)]
     assert section["output"]["manifest_digest"] == verdict["model"]["manifest_digest"]
     assert verdict["trusted"]["n"] < 400
     assert any("were used for the repair" in line for line in verdict["limitations"])

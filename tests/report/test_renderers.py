@@ -310,6 +310,22 @@ def test_renderers_tell_how_fast_the_trigger_is_learnt_again(
 
 
 @pytest.mark.parametrize("name", ["text", "markdown", "html"])
+def test_renderers_tell_what_had_convicted(name: str) -> None:
+    def guilty(target: int | None, label: str | None, family: str) -> dict[str, object]:
+        facts = {"rule_id": "BD001", "target_class": target, "target_name": label, "family": family}
+        return {**facts, "score": 3.0, "p_value": None}
+
+    found = [guilty(2, "cat", "mask"), guilty(None, None, ""), guilty(2, "cat", "wave")]
+    verdict = make_verdict([size(2, "cat", 1.1)], repair={**REPAIR, "convicted": found})
+    assert violations(verdict.document, "verdict") == []
+    shown = " ".join(RENDERERS[name](verdict).split())
+    assert "Had convicted: class 2 ‘cat’ (mask, wave); the model as a whole (no family)." in shown
+    verdict = make_verdict([], repair={**REPAIR, "convicted": [guilty(k, None, "mask") for k in range(5)]})
+    assert "class 2 (mask) and 2 more." in " ".join(RENDERERS[name](verdict).split())
+    assert "convicted" not in RENDERERS[name](make_verdict([size(2, "cat", 1.1)], repair=REPAIR))
+
+
+@pytest.mark.parametrize("name", ["text", "markdown", "html"])
 def test_renderers_tell_what_else_was_tried_and_why_it_was_refused(name: str) -> None:
     figures = {"cda_drop": 0.03, "asr": 0.02, "score": None}
     tried = [
