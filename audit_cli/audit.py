@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audit_cli import models
-from audit_cli.calibration import RULE, Calibration, Domain, find, with_p_values
+from audit_cli.calibration import RULE, Calibration, Domain, candidates, with_p_values
 from audit_cli.checkpoint import Checkpoint, locate, manifest, open_checkpoint
 from audit_cli.classifier import Classifier, Encoder
 from audit_cli.data import Choice, Preprocessing, RawImages, choose, from_config, prepare, read_images
@@ -155,14 +155,15 @@ def feed(
 
 
 def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> Subject:
-    """The subject with the calibration of its kind, where there is one for these detectors."""
-    found = find(policy.calibrations, Domain.of(subject.classifier, subject.trusted), detectors)
-    if found is None or not found.resolves(policy.rules[RULE].alpha):
+    """The subject with the first calibration of its kind that admits it, where there is one for these detectors."""
+    found = candidates(policy.calibrations, Domain.of(subject.classifier, subject.trusted), detectors)
+    enough = [calibration for calibration in found if calibration.resolves(policy.rules[RULE].alpha)]
+    if not enough:
         return subject
     accuracy = cda(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
     moved = Profile().moved(subject.classifier, subject.trusted, context)
-    like_them = found.admits(accuracy, len(subject.trusted), moved)
-    return replace(subject, calibration=found) if like_them else subject
+    like_it = (calibration for calibration in enough if calibration.admits(accuracy, len(subject.trusted), moved))
+    return replace(subject, calibration=next(like_it, None))
 
 
 def examine(

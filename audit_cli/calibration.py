@@ -231,14 +231,12 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
     return [f for f in told if f.p_value is not None or f.family not in ONLY_COMPARED]
 
 
-def find(own: Sequence[Path], domain: Domain, detectors: Iterable[object]) -> Calibration | None:
-    """The calibration of `domain` by one of `detectors`: from the user's own files, else from those that come with the
-    package. None when there is none."""
+def candidates(own: Sequence[Path], domain: Domain, detectors: Iterable[object]) -> list[Calibration]:
+    """The calibrations of `domain` by one of `detectors`: from the user's own files first, then those that come with
+    the package. Several may be of one domain and of other accuracies (`Calibration.admits`)."""
     known = {fingerprint(detector) for detector in detectors}
-    for calibration in map(read, (*own, *bundled_calibrations())):
-        if calibration.domain == domain and calibration.detector in known:
-            return calibration
-    return None
+    found = map(read, (*own, *bundled_calibrations()))
+    return [calibration for calibration in found if calibration.domain == domain and calibration.detector in known]
 
 
 def read(path: Path) -> Calibration:

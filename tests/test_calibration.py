@@ -17,8 +17,8 @@ from audit_cli.calibration import (
     Calibration,
     Clean,
     Domain,
+    candidates,
     clean_model,
-    find,
     fingerprint,
     kind,
     read,
@@ -285,17 +285,17 @@ def test_a_file_and_back(tmp_path: Path) -> None:
     assert read(path).digest == calibration().digest != replace(calibration(), name="other").digest
 
 
-def test_find_wants_the_same_domain_and_detector(tmp_path: Path) -> None:
+def test_candidates_have_the_same_domain_and_detector(tmp_path: Path) -> None:
     detector = Calibrated()
     mark = fingerprint(detector)
     assert mark is not None
     path = tmp_path / "c.json"
     path.write_text(json.dumps(calibration(replace(DOMAIN, classes=("bird", "dog")), mark).document()))
-    own = [path]
-    assert find(own, replace(DOMAIN, classes=("bird", "dog")), [detector]) is not None
-    assert find(own, replace(DOMAIN, classes=("bird", "cat", "dog")), [detector]) is None
-    assert find(own, replace(DOMAIN, classes=("bird", "dog")), []) is None
-    assert find(own, replace(DOMAIN, classes=("bird", "dog")), [replace(detector, fit_share=0.4)]) is None
+    few, more = replace(DOMAIN, classes=("bird", "dog")), replace(DOMAIN, classes=("bird", "cat", "dog"))
+    assert len(candidates([path, path], few, [detector])) == 2
+    assert candidates([path], more, [detector]) == []
+    assert candidates([path], few, []) == []
+    assert candidates([path], few, [replace(detector, fit_share=0.4)]) == []
 
 
 def test_the_reference_has_no_part_in_the_fingerprint() -> None:

@@ -94,7 +94,12 @@ class TestCalibrate:
         policy, suspect = replace(default, rules=loose, calibrations=(out,)), subject(CLEAN[0])
         known = audit.calibrated(suspect, policy, [Quick()], Context())
         assert known.calibration == read(out)
+        like_it = out.read_text()
         out.write_text(
             out.read_text().replace('"accuracy": 0.9', '"accuracy": 0.1').replace('"accuracy": 1.0', '"accuracy": 0.1')
         )
         assert audit.calibrated(suspect, policy, [Quick()], Context()).calibration is None
+        other = tmp_path / "other.json"
+        other.write_text(like_it)
+        both = replace(policy, calibrations=(out, other))
+        assert audit.calibrated(suspect, both, [Quick()], Context()).calibration == read(other)
