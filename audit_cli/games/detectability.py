@@ -55,8 +55,23 @@ def scored(zoo: Zoo, recipe: Recipe, detector: str, turn: int = 0, only_planted:
     context = replace(zoo.context, seed=recipe.seed + SEEDS * turn)
     began, cpu = time.monotonic(), time.process_time()
     skipped = only_planted and recipe.attack != CLEAN and not victim.planted
-    findings, costs = clocked([] if skipped else DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context))
+    findings = [] if skipped else DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context)
+    told = facts_of(findings)
     took, worked = time.monotonic() - began, time.process_time() - cpu
+    return victim.facts() | {
+        "game": "detectability",
+        "detector": detector,
+        "turn": turn,
+        "trusted": len(zoo.data.trusted),
+        **told,
+        "seconds": round(took, 2),
+        "cpu_seconds": round(worked, 2),
+    }
+
+
+def facts_of(findings: Iterable[Finding]) -> Facts:
+    """What a cell says of a detector's findings."""
+    findings, costs = clocked(findings)
     scores: dict[str, dict[str, list[float | None]]] = {}
     pairs: dict[str, dict[str, dict[str, float]]] = {}
     for finding in findings:
@@ -67,16 +82,10 @@ def scored(zoo: Zoo, recipe: Recipe, detector: str, turn: int = 0, only_planted:
         if finding.by_source:
             by_source = {name: round(score, 4) for name, score in finding.by_source.items()}
             pairs.setdefault(_key(finding), {})[str(finding.target_class)] = by_source
-    return victim.facts() | {
-        "game": "detectability",
-        "detector": detector,
-        "turn": turn,
-        "trusted": len(zoo.data.trusted),
+    return {
         "scores": scores,  # rule/family -> class -> [score, size of the trigger]
         "pairs": pairs,  # rule/family -> class -> name of a source class -> score
         "costs": costs,  # rule/family -> CPU seconds until its first finding
-        "seconds": round(took, 2),
-        "cpu_seconds": round(worked, 2),
     }
 
 
