@@ -19,7 +19,7 @@ def read_published(folder: Path, network: Network, classes: int) -> Classifier:
     """
     path = folder / str(network.weights)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; put the weights with SHA-256 {network.sha256} there, which the bench starts from")
+        raise UsageError(f"{path}: no such file; the bench starts from it, so put it there (SHA-256 {network.sha256})")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != network.sha256:
         raise UsageError(f"{path}: its SHA-256 is {digest}, the bench starts from {network.sha256}")
