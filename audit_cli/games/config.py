@@ -20,6 +20,7 @@ victims = 20                   # of every count
 settings = { share = 0.1 }     # other fields of the attack
 loss = "contrastive"           # one of LOSSES; absent: cross-entropy
 networks = [0]                 # only these networks; absent: all
+tuned = false                  # clean only: the networks as their `base` makes them; absent: trained on, as victims are
 
 [detectability]
 detectors = ["calibrated"]
@@ -117,6 +118,7 @@ class Population:
     settings: tuple[tuple[str, str], ...] = ()
     loss: str | None = None
     networks: tuple[int, ...] | None = None
+    tuned: bool = True  # trained on from its network as the bench says; False: the network itself
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def read_bench(path: Path) -> Bench:
 
 def _bench(name: str, table: dict[str, Any]) -> Bench:
     networks = tuple(_network(entry, i) for i, entry in enumerate(_list(table.pop("network", []), "network")))
-    populations = tuple(_population(entry, len(networks)) for entry in _list(table.pop("population", []), "population"))
+    populations = tuple(_population(entry, networks) for entry in _list(table.pop("population", []), "population"))
     if not networks or not populations:
         raise ValueError("needs at least one [[network]] and one [[population]]")
     detectability = _table(table.pop("detectability", {}), "detectability")
@@ -198,7 +200,7 @@ def _network(entry: dict[str, Any], index: int) -> Network:
     return network
 
 
-def _population(entry: dict[str, Any], networks: int) -> Population:
+def _population(entry: dict[str, Any], networks: tuple[Network, ...]) -> Population:
     where = f"population `{clean(str(entry.get('attack')), 40)}`"
     settings = _table(entry.pop("settings", {}), where)
     counts = tuple(entry.pop("counts", (0,)))
@@ -215,8 +217,13 @@ def _population(entry: dict[str, Any], networks: int) -> Population:
             raise ValueError(f"{where}: has neither settings nor counts")
     elif unknown := [key for key, _ in pairs if key not in {f.name for f in settings_of(population.attack)}]:
         raise ValueError(f"{where}: no setting `{unknown[0]}`")
-    if chosen is not None and not all(type(i) is int and 0 <= i < networks for i in chosen):
-        raise ValueError(f"{where}: networks are numbered 0 to {networks - 1}")
+    if chosen is not None and not all(type(i) is int and 0 <= i < len(networks) for i in chosen):
+        raise ValueError(f"{where}: networks are numbered 0 to {len(networks) - 1}")
+    among = networks if chosen is None else tuple(networks[i] for i in chosen)
+    if not population.tuned and (population.attack != CLEAN or any(network.base is None for network in among)):
+        raise ValueError(f"{where}: `tuned = false` is for clean models, of networks with a `base`")
+    if not population.tuned and population.victims > len(among):
+        raise ValueError(f"{where}: {population.victims} victims, but {len(among)} networks as they are")
     return population
 
 

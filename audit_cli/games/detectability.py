@@ -43,7 +43,7 @@ def detectability(
         return Cell(f"{recipe.name}.{detector}{suffix}", lambda: scored(zoo, recipe, detector, turn, only_planted))
 
     cells = [cell(recipe, detector, 0) for recipe in recipes for detector in detectors]
-    again = [recipe for recipe in recipes if recipe.seed - zoo.context.seed < repeated]
+    again = [recipe for recipe in recipes if 0 <= recipe.seed - zoo.context.seed < repeated]
     turns = range(1, repeats)
     return cells + [cell(recipe, name, turn) for turn in turns for recipe in again for name in detectors]
 

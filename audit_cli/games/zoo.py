@@ -82,6 +82,8 @@ def _recipe(bench: Bench, data: Data, population: Population, count: int, k: int
     """The k-th victim; its seed is shared with the k-th of every other population, its network and target vary."""
     networks = [bench.networks[i] for i in population.networks or range(len(bench.networks))]
     network = networks[k % len(networks)]
+    if not population.tuned:
+        return base_recipe(network, data)
     attack, classes = population.attack, len(data.train.class_names)
     return Recipe(
         data=data.train.digest,

@@ -86,6 +86,19 @@ def test_a_victim_is_trained_once(bench: Bench, zoo: Zoo, monkeypatch: pytest.Mo
     assert not list(zoo.folder.glob("*.state"))
 
 
+def test_networks_as_they_are_and_trained_on(bench: Bench, zoo: Zoo) -> None:
+    tuned = dataclasses.replace(bench.populations[0], networks=(0,))
+    own = dataclasses.replace(tuned, victims=1, tuned=False)
+    as_it_is, later, _ = recipes(dataclasses.replace(bench, populations=(own, tuned)), zoo.data)
+    assert as_it_is == base_recipe(bench.networks[0], zoo.data)
+    assert (as_it_is.training, later.training) == (bench.networks[0].base, bench.training)
+    victim, base = zoo.victim(as_it_is), zoo.base(bench.networks[0])
+    pairs = zip(victim.classifier.module.parameters(), base.module.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not victim.planted
+    assert zoo.victim(later).recipe.start == bench.networks[0]
+
+
 @pytest.fixture
 def published(bench: Bench, zoo: Zoo, tmp_path: Path) -> Bench:
     """The bench on one network whose weights somebody else trained; they lie in the zoo's folder."""
