@@ -30,6 +30,7 @@ from audit_cli.policy import Policy
 from audit_cli.report.document import NOT_CALIBRATED, build_document
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.sanitise import clean
+from audit_cli.resources import bundled_calibrations
 from audit_cli.runtime import Stopwatch, environment
 from audit_cli.types import Context, Detector, Finding, TrustedData, Verdict
 
@@ -155,15 +156,21 @@ def feed(
 
 
 def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> Subject:
-    """The subject with the first calibration of its kind that admits it, where there is one for these detectors."""
-    found = candidates(policy.calibrations, Domain.of(subject.classifier, subject.trusted), detectors)
-    enough = [calibration for calibration in found if calibration.resolves(policy.rules[RULE].alpha)]
-    if not enough:
+    """The subject with a calibration of its kind that admits it, where there is one for these detectors: one of the
+    policy's before those of the package, and of several the one whose models are most nearly as accurate."""
+    domain, alpha = Domain.of(subject.classifier, subject.trusted), policy.rules[RULE].alpha
+    files = (policy.calibrations, bundled_calibrations())
+    known = [[c for c in candidates(some, domain, detectors) if c.resolves(alpha)] for some in files]
+    if not any(known):
         return subject
     accuracy = cda(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
     moved = Profile().moved(subject.classifier, subject.trusted, context)
-    like_it = (calibration for calibration in enough if calibration.admits(accuracy, len(subject.trusted), moved))
-    return replace(subject, calibration=next(like_it, None))
+    for some in known:
+        like_it = [calibration for calibration in some if calibration.admits(accuracy, len(subject.trusted), moved)]
+        if like_it:
+            nearest = min(like_it, key=lambda calibration: abs(calibration.accuracy - accuracy))
+            return replace(subject, calibration=nearest)
+    return subject
 
 
 def examine(

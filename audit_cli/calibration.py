@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from audit_cli.detectors.calibrated import APART
 from audit_cli.detectors.profile import Profile
 from audit_cli.errors import AuditError, PolicyError
 from audit_cli.report.sanitise import clean
-from audit_cli.resources import bundled_calibrations, violations
+from audit_cli.resources import violations
 from audit_cli.types import Finding, TrustedData
 
 RULE = "BD001"  # whose scores are calibrated
@@ -92,6 +93,11 @@ class Calibration:
     trusted: str  # digest of the trusted images
     images: int
     models: tuple[Clean, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """The median clean model's."""
+        return median(model.accuracy for model in self.models)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -231,12 +237,15 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
     return [f for f in told if f.p_value is not None or f.family not in ONLY_COMPARED]
 
 
-def candidates(own: Sequence[Path], domain: Domain, detectors: Iterable[object]) -> list[Calibration]:
-    """The calibrations of `domain` by one of `detectors`: from the user's own files first, then those that come with
-    the package. Several may be of one domain and of other accuracies (`Calibration.admits`)."""
+def candidates(files: Iterable[Path], domain: Domain, detectors: Iterable[object]) -> list[Calibration]:
+    """The calibrations of `domain` by one of `detectors` in `files`. Several may be of one domain and of other
+    accuracies."""
     known = {fingerprint(detector) for detector in detectors}
-    found = map(read, (*own, *bundled_calibrations()))
-    return [calibration for calibration in found if calibration.domain == domain and calibration.detector in known]
+    return [
+        calibration
+        for calibration in map(read, files)
+        if calibration.domain == domain and calibration.detector in known
+    ]
 
 
 def read(path: Path) -> Calibration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,3 +104,19 @@ class TestCalibrate:
         other.write_text(like_it)
         both = replace(policy, calibrations=(out, other))
         assert audit.calibrated(suspect, both, [Quick()], Context()).calibration == read(other)
+
+    def test_of_several_the_nearest_in_accuracy_decides(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        near, far = tmp_path / "near.json", tmp_path / "far.json"
+        assert calibrate(near, *CLEAN) == 0
+        models = tuple(replace(model, accuracy=0.955) for model in read(near).models)
+        far.write_text(json.dumps(replace(read(near), models=models).document()))
+        default = Policy.load("default")
+        loose = {**default.rules, "BD001": replace(default.rules["BD001"], alpha=0.4)}
+
+        def chosen(own: tuple[Path, ...], shipped: list[Path]) -> object:
+            monkeypatch.setattr(audit, "bundled_calibrations", lambda: shipped)
+            policy = replace(default, rules=loose, calibrations=own)
+            return audit.calibrated(subject(CLEAN[0]), policy, [Quick()], Context()).calibration
+
+        assert chosen((far, near), []) == chosen((near, far), []) == chosen((), [far, near]) == read(near)
+        assert chosen((far,), [near]) == read(far)
