@@ -104,7 +104,7 @@ def scan(
         context.progress.stage("trusted data", 1)
         subject = feed(classifier, raw, checkpoint, preprocessing, context, auto)
         subject = calibrated(subject, policy, detectors, context)
-        findings = examine(subject, checkpoint, policy, detectors, context)
+        findings = examine(subject, checkpoint.unaudited, policy, detectors, context)
         if manifest(found.path, found.weights)[1] != checkpoint.manifest_digest:
             raise AuditError(f"{clean(str(model))}: changed while it was audited; audit it again when it is complete")
         if evidence is not None:
@@ -174,12 +174,13 @@ def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], 
 
 
 def examine(
-    subject: Subject, checkpoint: Checkpoint, policy: Policy, detectors: Sequence[Detector], context: Context
+    subject: Subject, unaudited: Sequence[str], policy: Policy, detectors: Sequence[Detector], context: Context
 ) -> list[Finding]:
-    """What the detectors find, how rare it is among clean models of this kind, and what was left out."""
+    """What the detectors find, how rare it is among clean models of this kind, and what was left out. unaudited: weight
+    files beside the audited ones."""
     findings = with_p_values(measure(subject, policy, detectors, context), subject.calibration)
     searched = {finding.family for finding in findings}
-    return findings + scope(checkpoint.unaudited, searched, STANDARD, subject.calibration is not None)
+    return findings + scope(unaudited, searched, STANDARD, subject.calibration is not None)
 
 
 def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> list[Finding]:

@@ -29,7 +29,7 @@ def judge(
     open_ = [item for item in judged if item.fired and item.waived_by is None]
     fails = [item for item in open_ if item.severity == "fail"]
     doubts = [item for item in open_ if item.severity == "inconclusive"]
-    reasons = [_reason(item, policy) for item in sorted(fails, key=_excess, reverse=True) + doubts]
+    reasons = [_reason(item, policy) for item in sorted(fails, key=excess, reverse=True) + doubts]
     if fails:
         verdict = "FAIL"
     elif doubts or not findings:
@@ -70,7 +70,7 @@ def _judge_one(finding: Finding, policy: Policy, manifest_digest: str, today: da
     return JudgedFinding(finding, severity, threshold, fired, finding.fingerprint(manifest_digest), waived_by)
 
 
-def _excess(item: JudgedFinding) -> float:
+def excess(item: JudgedFinding) -> float:
     """How far above its threshold: comparable between families, whose scores have different limits."""
     return item.finding.score / item.threshold if item.threshold > 0 else item.finding.score - item.threshold
 

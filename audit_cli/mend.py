@@ -21,7 +21,7 @@ from audit_cli.checkpoint.save import write_atomically
 from audit_cli.classifier import Classifier
 from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
-from audit_cli.errors import UsageError
+from audit_cli.errors import BudgetExceeded, UsageError
 from audit_cli.judgement import judge
 from audit_cli.metrics import asr, cda, predict
 from audit_cli.models import Prompts
@@ -34,8 +34,11 @@ from audit_cli.repairs.holdout import cost, divide
 from audit_cli.repairs.inside import LEFT_FACTOR, left_inside
 from audit_cli.repairs.ladder import FURTHER, LADDER, SLIGHTLY, Rung
 from audit_cli.repairs.output import (
+    EVIDENCE,
+    EVIDENCE_BEFORE,
     README,
     VERDICT,
+    carried,
     carry_over,
     check_destination,
     copy_configs,
@@ -53,7 +56,11 @@ from audit_cli.report.json import render
 from audit_cli.runtime import Stopwatch
 from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
 
-EVIDENCE, EVIDENCE_BEFORE, CURVES = "evidence", "evidence-before", "trade-off.json"
+CURVES = "trade-off.json"
+UNTESTED = (
+    "what convicted the model leaves no trigger and no random change that could be tried again, and no threshold would "
+    "convict it, so it cannot be told whether the repair removed it"
+)
 
 
 def repair(
@@ -100,9 +107,11 @@ def repair(
         context.progress.stage("trusted data", 1)
         fed = feed(classifier, raw, checkpoint, preprocessing, context, auto)
         subject = audit.calibrated(fed, policy, detectors, context)
-        fit, holdout = divide(subject.trusted, policy.max_drop, policy.min_per_class, context.generator(stream=9))
+        parts = context.generator(stream=9)
+        fit, holdout = divide(subject.trusted, policy.max_drop, policy.min_per_class, parts, policy.min_images)
+        carried(checkpoint)
         with staged(out) as folder:
-            found = audit.examine(subject, checkpoint, policy, detectors, context)
+            found = audit.examine(subject, checkpoint.unaudited, policy, detectors, context)
             found = save_pictures(found, subject.trusted, folder / EVIDENCE_BEFORE)
             case = Case(checkpoint, subject, fit, holdout, found, policy, detectors, arch, context)
             verdict = _act(case, ladder, folder, keep_failed, watch)
@@ -152,7 +161,8 @@ def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
 
 
 def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
-    """Attempts in order, the last one being the first that passes, where one does."""
+    """Attempts in order, the last one being the first that passes, where one does, or the first of which it cannot be
+    told: a stronger repair would not change that."""
     attempts: list[Attempt] = []
     wholes: list[tuple[Attempt, Context]] = []
     pivot = case.subject.classifier
@@ -169,11 +179,11 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
         again = replace(context, seed=context.seed + 500)
         wholes.append((examine(case, rung.name, tuned, curve, again), again))
         attempts += taken_back(case, *wholes[-1], at_once)
-        if attempts[-1].passes:
+        if attempts[-1].verdict != "FAIL":
             return attempts
-    for whole, context in wholes:
+    for whole, context in [] if layer_normalised(pivot) else wholes:
         attempts += taken_back(case, whole, context, FURTHER)[1:]
-        if attempts[-1].passes:
+        if attempts[-1].verdict != "FAIL":
             break
     return attempts
 
@@ -216,24 +226,35 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     alpha = policy.rules[RULE].alpha
     objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context)
     findings = [] if objections else rescan(case, repaired, context)
+    verdict, doubts = ("FAIL", ()) if objections else judged(case, findings)
     return Attempt(
         rung=rung,
         classifier=repaired,
         findings=findings,
-        verdict="FAIL" if objections else judge(findings, policy, "", today())[0],
+        verdict=verdict,
         cost=price,
         asr_before=strongest(pivot, case.triggers, holdout, context),
         asr=left,
         inside=inside,
         objections=tuple(objections),
+        doubts=doubts,
         curve=curve,
     )
 
 
+def judged(case: Case, findings: Sequence[Finding]) -> tuple[str, tuple[str, ...]]:
+    """The verdict of a rescan, and where that is INCONCLUSIVE the reasons."""
+    verdict, _, reasons, _ = judge(findings, case.policy, "", today())
+    if verdict == "PASS" and not case.retested:
+        return "INCONCLUSIVE", (UNTESTED,)
+    return verdict, reasons if verdict == "INCONCLUSIVE" else ()
+
+
 def rescan(case: Case, repaired: Classifier, context: Context) -> list[Finding]:
-    """What the detectors say of a repaired model, on the holdout. No calibration holds: its models are not repaired."""
+    """What the detectors say of a repaired model, on the holdout. No calibration holds: its models are not repaired.
+    Weight files that lay beside the pivot do not lie beside what is delivered."""
     subject = replace(case.subject, classifier=repaired, trusted=case.holdout, choice=None, calibration=None)
-    return list(audit.examine(subject, case.checkpoint, case.policy, case.detectors, context))
+    return list(audit.examine(subject, (), case.policy, case.detectors, context))
 
 
 def read_back(case: Case, tuned: Classifier) -> Classifier:
@@ -260,7 +281,10 @@ def strongest(classifier: Classifier, triggers: Sequence[Trigger], data: Trusted
 
 
 def relearn(case: Case, best: Attempt) -> Relearned | None:
-    """How fast the worst of the recovered triggers comes back."""
+    """How fast the worst of the recovered triggers comes back; None where there is none, or no time left for it."""
     if not case.triggers:
         return None
-    return Relearning()(best.classifier, case.triggers[0], case.fit, case.holdout, case.context)
+    try:
+        return Relearning()(best.classifier, case.triggers[0], case.fit, case.holdout, case.context)
+    except BudgetExceeded:
+        return None

@@ -71,7 +71,8 @@ def repair(
     """Repair MODEL with half of the trusted images, audit it again with the other half, and write the folder --out.
 
     The folder takes the place of the model's: same file names, tensor names and dtypes, beside verdict.json, evidence
-    and a model card. A model that passes its scan is copied unchanged. When no repair passes, no weights are written.
+    and a model card. A model that passes its scan is copied unchanged. When no repair passes, or it cannot be told, no
+    weights are written. `repair.settings` of the policy hold for a --method, not for the ladder.
 
     Exit codes: 0 the repaired weights pass, 1 none did, 2 usage, 3 inconclusive, 4 error.
     """
@@ -89,6 +90,7 @@ def repair(
 
     if method not in ("ladder", *REPAIRS):
         raise UsageError(f"--method {method}: expected ladder, {', '.join(REPAIRS)}")
+    chosen = construct(method if method in REPAIRS else next(iter(REPAIRS)), rules.settings)
     with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
         verdict = mend(
             model,
@@ -101,7 +103,7 @@ def repair(
             preprocessing=stated_preprocessing(size, mean, std, preprocess),
             auto=preprocess == "auto",
             split=split,
-            ladder=LADDER if method == "ladder" else [Rung(method, construct(method, rules.settings))],
+            ladder=LADDER if method == "ladder" else [Rung(method, chosen)],
             context=context,
             keep_failed=keep_failed,
             allow_download=allow_download,
@@ -110,5 +112,7 @@ def repair(
         write_atomically(path, told(verdict, name, out))
     if not quiet:
         sys.stderr.write(text.render(verdict, width=columns(sys.stderr), colour=colour(sys.stderr)))
-    say(f"repair written to {out}", quiet=quiet)
+    section = verdict.document.get("repair")
+    delivered = isinstance(section, dict) and section["output"] is not None
+    say(f"{'model and verdict' if delivered else 'verdict, and no weights,'} written to {out}", quiet=quiet)
     return verdict.exit_code

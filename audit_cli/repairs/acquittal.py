@@ -21,6 +21,12 @@ from audit_cli.report.sanitise import clean
 from audit_cli.types import Context, Finding, TrustedData
 
 
+def asked_again(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
+    """The `convicting` findings that clean models decided and a random change can be asked about again, each with the
+    change."""
+    return [(finding, change) for finding, change in risen(convicting) if finding.p_value is not None]
+
+
 def still_risen(
     convicting: Sequence[Finding],
     repaired: Classifier,
@@ -32,13 +38,13 @@ def still_risen(
     """What of the `convicting` findings a random change still shows among the calibration's clean models, a line each;
     none where no random change convicted."""
     profile = Profile()
-    told = [(finding.target_name or "", change) for finding, change in risen(convicting) if finding.p_value is not None]
+    told = asked_again(convicting)
     if not told or calibration is None or alpha is None:
         return []
     scores = scores_of(answers(profile, repaired, holdout, context))
     lines = []
-    for name, change in told:
-        family = f"{profile.name}_{change}"
+    for finding, change in told:
+        family, name = f"{profile.name}_{change}", finding.target_name or ""
         p = calibration.only(family).p_values(scores).get((family, named(name)), 1.0)
         if p <= alpha:
             lines.append(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 from audit_cli.checkpoint import Checkpoint
 from audit_cli.classifier import Classifier
-from audit_cli.judgement import EXIT_CODES, PASS_REASON, judge
+from audit_cli.judgement import EXIT_CODES, PASS_REASON, excess, judge
 from audit_cli.policy import Policy
+from audit_cli.repairs.acquittal import asked_again
 from audit_cli.repairs.holdout import STEP, Cost, images_needed
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.trajectory import Trajectory
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from audit_cli.audit import Subject
 
 Json = dict[str, object]
+ORDER = ("PASS", "INCONCLUSIVE", "FAIL")  # of attempts, best first
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,25 @@ class Case:
         """The findings that convicted the pivot, most suspicious first."""
         items = judge(self.findings, self.policy, self.checkpoint.manifest_digest, today())[3]
         guilty = [item for item in items if item.fired and item.severity == "fail" and item.waived_by is None]
-        guilty.sort(key=lambda item: item.finding.score / item.threshold, reverse=True)
+        guilty.sort(key=excess, reverse=True)
         return [item.finding for item in guilty]
 
     @property
     def triggers(self) -> list[Trigger]:
         """The triggers that convicted the pivot, most suspicious first."""
         return [finding.trigger for finding in self.convicting if finding.trigger is not None]
+
+    @property
+    def retested(self) -> bool:
+        """Is anything that convicted the pivot looked at again? A trigger is, what a random change shows, and what a
+        threshold would convict, since the rescan has thresholds."""
+        convicting = self.convicting
+        by_threshold = [f for f in convicting if f.p_value is None or self._over(f)]
+        return bool(self.triggers or by_threshold or asked_again(convicting))
+
+    def _over(self, finding: Finding) -> bool:
+        rule = self.policy.rules.get(finding.rule_id)
+        return rule is not None and finding.score >= rule.limit(finding.family)
 
 
 @dataclass(frozen=True)
@@ -58,36 +72,39 @@ class Attempt:
     rung: str
     classifier: Classifier  # read back from what was written
     findings: Sequence[Finding]  # of the rescan; none when the objections alone decide
-    verdict: str  # of the rescan
+    verdict: str  # of the rescan; FAIL with objections, INCONCLUSIVE with doubts
     cost: Cost  # of clean accuracy
     asr_before: float | None  # the largest of the triggers recovered from the pivot
     asr: float | None
     inside: float | None  # the same of their features, moved further inside the network
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
+    doubts: tuple[str, ...]  # why it cannot be told whether it passes
     curve: Trajectory
 
     @property
     def passes(self) -> bool:
-        return self.verdict == "PASS" and not self.objections
+        return self.verdict == "PASS"
 
     @property
     def told(self) -> Json:
         """Its figures, and why it does not pass, a line each."""
-        refused = [] if self.verdict == "PASS" or self.objections else [f"the audit of it ended with {self.verdict}"]
+        refused = (
+            [] if self.passes or self.objections or self.doubts else [f"the audit of it ended with {self.verdict}"]
+        )
         return {
             "method": self.rung,
             "cda_drop": self.cost.drop[0],
             "asr": self.asr,
             "asr_inside": self.inside,
             "score": highest(self.findings),
-            "objections": [*self.objections, *refused],
+            "objections": [*self.objections, *self.doubts, *refused],
         }
 
-    def rank(self, policy: Policy) -> tuple[bool, int, float, float]:
-        """Smaller is better: passes; fewer objections; how far over the limits; what is left of the triggers."""
-        asr, against = self.asr or 0.0, len(self.objections) + (self.verdict != "PASS")
+    def rank(self, policy: Policy) -> tuple[int, int, float, float]:
+        """Smaller is better: the verdict; fewer objections; how far over the limits; what is left of the triggers."""
+        asr = self.asr or 0.0
         over = max(0.0, self.cost.drop[0] - policy.max_drop) + max(0.0, asr - policy.max_asr)
-        return not self.passes, against, over, asr
+        return ORDER.index(self.verdict), len(self.objections), over, asr
 
 
 def today() -> datetime.date:
@@ -116,13 +133,13 @@ def account(
 ) -> Verdict:
     """The verdict `about` the written model, or about the pivot when nothing was written (`output` is None), with what
     was tried, what the `best` of the attempts did and what speaks against it."""
-    own = [reason for reason in about.reasons if reason != PASS_REASON or not best.objections]
-    failed = output is None or best.objections
-    verdict = "FAIL" if failed else about.verdict
+    own = [reason for reason in about.reasons if reason != PASS_REASON or best.passes]
     origin = f"repaired by {best.rung} from the model with manifest {case.checkpoint.manifest_digest}"
     origin += f", {case.checkpoint.origin.name}" if case.checkpoint.origin else ""
-    lead = f"no repair passed, so no weights were written; the best was {best.rung}" if output is None else None
-    reasons = [*([lead] if lead else []), *best.objections, *own, *([] if lead else [origin])]
+    what = "no repair passed" if best.verdict == "FAIL" else "whether a repair passes cannot be told"
+    lead = f"{what}, so no weights were written; the best was {best.rung}"
+    reasons = [lead] if output is None else []
+    reasons += [*best.objections, *best.doubts, *own, *([] if output is None else [origin])]
     drop, *interval = best.cost.drop
     section: Json = {
         "method": best.rung,
@@ -135,13 +152,13 @@ def account(
         "attempts": [attempt.told for attempt in attempts],
         "relearning": None if relearned is None else asdict(relearned),
     }
-    return amended(
-        about,
-        verdict,
-        reasons,
-        section,
-        [_halves(case), *_unmeasured(case), *_compared(case), *_resolution(case, best)],
-    )
+    verdict = about.verdict if best.passes else best.verdict
+    limits = [_halves(case), *_unmeasured(case), *_compared(case), *_resolution(case, best)]
+    if case.triggers and relearned is None:
+        limits.append(
+            "How fast the recovered trigger is learnt again was not measured: the time or memory was used up."
+        )
+    return amended(about, verdict, list(dict.fromkeys(reasons)), section, limits)
 
 
 def _convicting(finding: Finding) -> Json:

@@ -35,6 +35,18 @@ MOST = 2**25  # logits that are kept; bounds the memory
 FIT_SHARE = 0.5  # ours: share of the trusted images a repair may use; the rest measures
 
 
+class View(NamedTuple):
+    """An image moved down and right by so many steps, in the mirror."""
+
+    down: int
+    right: int
+    mirrored: bool
+
+
+STILL_AND_MOVED = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+VIEWS = tuple(View(*steps, mirrored) for mirrored in (False, True) for steps in STILL_AND_MOVED)
+
+
 def half_width(n: int, disagreement: float, z: float = Z95) -> float:
     """Half-width of the 95 % interval of a paired drop on n images, as a fraction."""
     return z * math.sqrt(n * disagreement + 2) / (n + 2)
@@ -64,11 +76,9 @@ class Cost(NamedTuple):
 def cost(pivot: Classifier, repaired: Classifier, holdout: TrustedData, context: Context) -> Cost:
     """What `repaired` has lost against `pivot`; both on the context's device. A view on which the pivot is clearly
     worse than on the images as they are is left out: it was not trained for that."""
-    views = [holdout.images, *moved(holdout.images)]
-    views += [view.flip(-1) for view in views]
-    right, old = _answers(pivot, views, holdout.labels, context)
-    usable = [k for k in range(len(views)) if paired_drop(right[0] - right[k])[1] <= 0]
-    still, new = _answers(repaired, [views[k] for k in usable], holdout.labels, context)
+    right, old = _answers(pivot, VIEWS, holdout, context)
+    usable = [k for k in range(len(VIEWS)) if paired_drop(right[0] - right[k])[1] <= 0]
+    still, new = _answers(repaired, [VIEWS[k] for k in usable], holdout, context)
     right = right[usable]
     less = _lost([old[k] for k in usable] if old else [], new, holdout.labels, (right - still).mean(0))
     return Cost(float(right.mean()), float(still.mean()), paired_drop(less), float(less.square().mean()))
@@ -84,36 +94,39 @@ def _lost(old: Sequence[Tensor], new: Sequence[Tensor], labels: Tensor, counted:
     return less if low <= float(less.mean()) <= high else counted
 
 
-def moved(images: Tensor) -> list[Tensor]:
-    """Images (N, C, H, W) moved up, down, left and right by `STEP` of a side, a pixel at least; the border repeats."""
-    H, W = images.shape[-2:]
-    down, right = max(1, round(STEP * H)), max(1, round(STEP * W))
-    padded = F.pad(images, (right, right, down, down), mode="replicate")
-    corners = ((0, right), (2 * down, right), (down, 0), (down, 2 * right))
-    return [padded[..., top : top + H, left : left + W] for top, left in corners]
+def viewed(images: Tensor, view: View) -> Tensor:
+    """Images (N, C, H, W) moved by `STEP` of a side, a pixel at least, where the border repeats, and mirrored."""
+    down, right, mirrored = view
+    if down or right:
+        H, W = images.shape[-2:]
+        dy, dx = max(1, round(STEP * H)), max(1, round(STEP * W))
+        top, left = dy * (1 - down), dx * (1 - right)
+        images = F.pad(images, (dx, dx, dy, dy), mode="replicate")[..., top : top + H, left : left + W]
+    return images.flip(-1) if mirrored else images
 
 
 def _answers(
-    classifier: Classifier, views: Sequence[Tensor], labels: Tensor, context: Context
+    classifier: Classifier, views: Sequence[View], holdout: TrustedData, context: Context
 ) -> tuple[Tensor, list[Tensor]]:
     """(V, N) 1 where it is right, and the logits (N, K) on each view; none where they are more than `MOST` numbers:
     with so many images counting is sure enough."""
     rights, logits = [], []
     for view in views:
-        outputs = predict(classifier, view, context)
-        rights.append((classes_of(outputs) == labels).double())
+        outputs = predict(classifier, viewed(holdout.images, view), context)
+        rights.append((classes_of(outputs) == holdout.labels).double())
         if len(views) * outputs.numel() <= MOST:
             logits.append(outputs)
     return torch.stack(rights), logits
 
 
-def divide(trusted: TrustedData, max_drop: float, min_per_class: int, generator: torch.Generator) -> tuple[
-    TrustedData, TrustedData
-]:  # fmt: skip
+def divide(
+    trusted: TrustedData, max_drop: float, min_per_class: int, generator: torch.Generator, min_images: int = 0
+) -> tuple[TrustedData, TrustedData]:
     """Trusted images for the repair and for judging it.
 
     Raises UnsupportedError, which ends as INCONCLUSIVE, when a class has too few images for both parts or the second
-    part cannot resolve `max_drop`; the message says how many are needed.
+    part cannot resolve `max_drop` or is smaller than the `min_images` of an audit; the message says how many are
+    needed.
     """
     needed_per_class = 2 * max(1, min_per_class)
     short = [c for c, n in enumerate(trusted.per_class) if n < needed_per_class]
@@ -124,11 +137,14 @@ def divide(trusted: TrustedData, max_drop: float, min_per_class: int, generator:
             f"a repair and its check need {needed_per_class} of each class"
         )
     fit, holdout = trusted.split(FIT_SHARE, generator)
-    needed = images_needed(max_drop)
+    needed = max(images_needed(max_drop), min_images)
     if len(holdout) < needed:
         whole = math.ceil(needed / (1 - FIT_SHARE)) + len(trusted.class_names)  # every class is rounded up in `fit`
+        wanted = f"a drop of {100 * max_drop:g} points cannot be verified"
+        if needed > images_needed(max_drop):
+            wanted = "the repaired model cannot be audited again as the policy demands"
         raise UnsupportedError(
-            f"a drop of {100 * max_drop:g} points cannot be verified on {len(holdout)} held-out images; {needed} are "
-            f"needed, so about {whole} trusted images, where there are {len(trusted)}"
+            f"{wanted} on {len(holdout)} held-out images; {needed} are needed, so about {whole} trusted images, where "
+            f"there are {len(trusted)}"
         )
     return fit, holdout

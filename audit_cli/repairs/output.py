@@ -24,6 +24,8 @@ from audit_cli.models import state_for_checkpoint
 CARRIED = (".json", ".txt", ".md", ".model", ".jinja", "")  # configs, vocabularies, licences; no code, no weights
 CARRIED_CAP = 64 * 2**20  # bytes of one such file: tokenizers are the largest
 README, VERDICT = "README.md", "verdict.json"
+EVIDENCE, EVIDENCE_BEFORE = "evidence", "evidence-before"
+WRITTEN = frozenset({VERDICT, EVIDENCE, EVIDENCE_BEFORE})  # by a repair itself
 
 
 @contextmanager
@@ -48,7 +50,10 @@ def staged(destination: Path) -> Iterator[Path]:
 
 
 def check_destination(destination: Path) -> None:
-    """Told before any work: the destination must be free, and its parent must exist."""
+    """Told before any work: the destination must be free, and its parent must exist. A mount point or the current
+    folder could not be replaced at the end."""
+    if not destination.name or os.path.ismount(destination):
+        raise UsageError(f"{destination}: cannot be replaced as a whole; give a new folder below it")
     if not destination.parent.is_dir():
         raise UsageError(f"{destination}: its parent folder does not exist; create it first")
     if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
@@ -76,20 +81,30 @@ def copy_configs(checkpoint: Checkpoint, folder: Path) -> None:
     _copy(checkpoint, folder, {file.path for file in checkpoint.files} - weights)
 
 
-def carry_over(checkpoint: Checkpoint, folder: Path) -> None:
-    """The small files of the model folder that are no weights and no code; those that were audited, unchanged."""
-    copy_configs(checkpoint, folder)
+def carried(checkpoint: Checkpoint) -> list[str]:
+    """The small files of the model folder that are no weights and no code, by name; those that were audited left out.
+
+    Raises CheckpointError where one is a link out of the folder: better before a repair than after it."""
     if not checkpoint.source.is_dir():
-        return
-    with os.scandir(checkpoint.source.resolve()) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_file())
-    for name in names:
-        if name in {file.path for file in checkpoint.files} | {VERDICT} or not _small(name):
+        return []
+    root, names = checkpoint.source.resolve(), []
+    with os.scandir(root) as entries:
+        found = sorted(entry.name for entry in entries if entry.is_file())
+    for name in found:
+        if name in {file.path for file in checkpoint.files} | WRITTEN or not _small(name):
             continue
-        source = layout.member(checkpoint.source.resolve(), name)
+        source = layout.member(root, name)
         if source.stat().st_size <= CARRIED_CAP and foreign_format(read_head(source, name)) is None:
-            take(source, folder, name, cap=CARRIED_CAP)
-            (folder / name).chmod(0o644)
+            names.append(name)
+    return names
+
+
+def carry_over(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copies what was audited beside the weights, unchanged, and the `carried` files."""
+    copy_configs(checkpoint, folder)
+    for name in carried(checkpoint):
+        take(layout.member(checkpoint.source.resolve(), name), folder, name, cap=CARRIED_CAP)
+        (folder / name).chmod(0o644)
 
 
 def model_card(existing: Path, method: str, origin: str, rows: str, verdict: str) -> str:

@@ -21,7 +21,7 @@ from audit_cli.types import Context, Trigger, TrustedData
 
 @dataclass(frozen=True)
 class Relearned:
-    """Steps until the trigger works again, towards its own target and, the median, towards others; None:
+    """Steps until the trigger works again, towards its own target and, the lower median, towards others; None:
     not in the steps tried."""
 
     family: str

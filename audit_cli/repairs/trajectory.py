@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from audit_cli.classifier import Classifier
 from audit_cli.metrics import cda, evaluating, predict
 from audit_cli.repairs.pivotal_tuning import anchor_distance, slol
 from audit_cli.types import Context, TrustedData
+
+BATCH = 64  # images at once
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,16 @@ class Trajectory:
     def __call__(self, step: int, classifier: Classifier) -> None:
         if step % self.every:
             return
-        images, labels = self.holdout.images.to(self.context.device), self.holdout.labels.to(self.context.device)
-        with evaluating(classifier), self.context.autocast():
-            turned = slol(self.pivot.latents(images).float(), classifier.latents(images).float(), labels, "mean")
-        accuracy = cda(predict(classifier, images, self.context), labels)
+        labels = self.holdout.labels
+        turned = slol(self._latents(self.pivot), self._latents(classifier), labels, "mean")
+        accuracy = cda(predict(classifier, self.holdout.images, self.context), labels)
         self.points.append(Point(step, accuracy, float(anchor_distance(self.pivot, classifier)), float(turned)))
+
+    def _latents(self, classifier: Classifier) -> Tensor:
+        """(N, D) of the holdout, on its device."""
+        found = []
+        with evaluating(classifier), self.context.autocast():
+            for part in self.holdout.images.split(BATCH):
+                self.context.budget.check()
+                found.append(classifier.latents(part.to(self.context.device)).float().to(part.device))
+        return torch.cat(found)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audit_cli import mend
+from audit_cli import audit, mend
 from audit_cli.classifier import Classifier
 from audit_cli.cli import run
 from audit_cli.detectors import DETECTORS
@@ -46,6 +46,7 @@ class Stub:
     before: float = 9.0
     after: float = 1.0
     traceless: bool = False  # what convicts is no trigger
+    p_value: float | None = None  # of what convicts, and the lowest threshold does not
     seeds: list[int] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)
 
@@ -57,7 +58,9 @@ class Stub:
         nothing = {"mask": torch.full((1, 1, *trusted.shape[1:]), -20.0), "pattern": torch.zeros(1, *trusted.shape)}
         trigger = None if self.traceless else Trigger(Mask(), nothing, 3, 1.0)
         family = "features" if self.traceless else "mask"
-        yield Finding("BD001", score, "a trigger", "stub", family, 3, "3", trigger_norm=1.0, trigger=trigger)
+        p = None if marked else self.p_value
+        score = score if self.p_value is None else 1.1
+        yield Finding("BD001", score, "a trigger", "stub", family, 3, "3", trigger_norm=1.0, trigger=trigger, p_value=p)
         yield Finding("BD107", 0.0, "all classes", "stub", details={"searched": suspect.num_classes})
 
 
@@ -118,11 +121,14 @@ def repair(
     tmp_path: Path, detector: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Repair:
     def call(
-        *options: str, rungs: tuple[Rung, ...] = (Rung("marking", Marking()),), trusted: Path = TRUSTED
+        *options: str,
+        rungs: tuple[Rung, ...] = (Rung("marking", Marking()),),
+        trusted: Path = TRUSTED,
+        model: Path = MODEL,
     ) -> Outcome:
         monkeypatch.setattr(ladder, "LADDER", rungs)
         out = tmp_path / "out"
-        arguments = ["repair", str(MODEL), "--trusted", str(trusted), "--out", str(out), "--device", "cpu", "--quiet"]
+        arguments = ["repair", str(model), "--trusted", str(trusted), "--out", str(out), "--device", "cpu", "--quiet"]
         code = run([*arguments, "--dtype", "float32", "--mean", "0", "--std", "1", *options])
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -384,6 +390,89 @@ def test_a_repair_says_when_no_trigger_was_there_to_measure_it_by(
     assert outcome.code == 0
     assert (outcome.verdict["repair"]["after"]["asr"] is None) == traceless
     assert any("is left is not known" in line for line in outcome.verdict["limitations"]) == traceless
+
+
+@pytest.mark.parametrize(("traceless", "code"), [(True, 3), (False, 0)])
+def test_what_only_clean_models_convict_and_nothing_asks_again_is_not_called_repaired(
+    repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch, traceless: bool, code: int
+) -> None:
+    """Of a trigger the success can be measured again."""
+    monkeypatch.setattr(audit, "with_p_values", lambda findings, _: list(findings))
+    detector.traceless, detector.p_value = traceless, 0.02
+    outcome = repair(rungs=(Rung("first", Marking()), Rung("never", Marking(fail=ValueError()))))
+    assert outcome.code == code
+    assert bool(outcome.weights) == (code == 0)
+    if code:
+        lead, why = outcome.verdict["reasons"][:2]
+        assert lead.startswith("whether a repair passes cannot be told, so no weights were written; the best was first")
+        assert "no trigger and no random change that could be tried again" in why
+        assert outcome.verdict["repair"]["attempts"][0]["objections"] == [why]
+
+
+def written(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_rescan_that_the_policy_calls_inconclusive_ends_the_ladder_so(
+    repair: Repair, tmp_path: Path, kept: bool
+) -> None:
+    policy = written(tmp_path / "p.toml", 'name = "p"\n[rules.BD110]\nseverity = "inconclusive"\n')
+    rungs = (Rung("first", Marking()), Rung("never", Marking(fail=ValueError())))
+    outcome = repair("--policy", policy, *(["--keep-failed"] if kept else []), rungs=rungs)
+    assert (outcome.code, len(outcome.weights)) == (3, kept)
+    assert outcome.verdict["verdict"] == "INCONCLUSIVE"
+    assert sum("BD110" in reason for reason in outcome.verdict["reasons"]) == 1
+    assert "no backdoor found within scope" not in outcome.verdict["reasons"]
+
+
+def test_a_holdout_smaller_than_the_policy_audits_is_refused_with_the_number(repair: Repair, tmp_path: Path) -> None:
+    outcome = repair("--policy", written(tmp_path / "p.toml", 'name = "p"\n[trusted]\nmin_images = 300\n'))
+    assert outcome.code == 3
+    assert "cannot be audited again as the policy demands" in outcome.error
+    assert "300 are needed, so about 610 trusted images" in outcome.error
+    assert not outcome.out.exists()
+
+
+def test_weights_that_stay_behind_do_not_count_against_what_is_delivered(repair: Repair, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("model.safetensors", "old.safetensors"):
+        (folder / name).write_bytes(MODEL.read_bytes())
+    policy = written(tmp_path / "p.toml", 'name = "p"\n[rules.BD111]\nseverity = "inconclusive"\n')
+    outcome = repair("--policy", policy, "--weights", "model.safetensors", model=folder)
+    assert outcome.code == 0
+    assert [path.name for path in outcome.weights] == ["model.safetensors"]
+    assert not any("old.safetensors" in finding["message"] for finding in outcome.verdict["findings"])
+
+
+def test_no_time_left_for_the_relearning_check_costs_no_weights(
+    repair: Repair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object) -> None:
+        raise BudgetExceeded("time")
+
+    monkeypatch.setattr(Relearning, "__call__", late)
+    outcome = repair()
+    assert (outcome.code, len(outcome.weights)) == (0, 1)
+    assert outcome.verdict["repair"]["relearning"] is None
+    assert any("learnt again was not measured" in line for line in outcome.verdict["limitations"])
+
+
+def test_a_transformer_is_not_taken_back(repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those the backdoor comes back with the accuracy."""
+    monkeypatch.setattr(mend, "layer_normalised", lambda _: True)
+    detector.lenient = True
+    outcome = repair(rungs=(Rung("dimming", Dimming()),))
+    assert outcome.code == 1
+    assert [attempt["method"] for attempt in outcome.verdict["repair"]["attempts"]] == ["dimming"]
+
+
+def test_a_policy_with_settings_no_repair_takes_is_refused_by_the_ladder_too(repair: Repair, tmp_path: Path) -> None:
+    outcome = repair("--policy", written(tmp_path / "p.toml", 'name = "p"\n[repair.settings.unlearnin]\nlr = 1.0\n'))
+    assert outcome.code == 2
+    assert "unlearnin" in outcome.error
 
 
 def test_a_repair_that_costs_too_much_is_taken_back_part_of_the_way(repair: Repair, detector: Stub) -> None:

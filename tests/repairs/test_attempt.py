@@ -21,6 +21,7 @@ def attempt(drop: float, asr: float | None, verdict: str = "FAIL", objections: i
         "asr": asr,
         "verdict": verdict,
         "objections": ("",) * objections,
+        "doubts": ("not known",) if verdict == "INCONCLUSIVE" else (),
     }
     return Attempt(**fields)
 
@@ -29,6 +30,7 @@ def attempt(drop: float, asr: float | None, verdict: str = "FAIL", objections: i
     ("better", "worse"),
     [
         (attempt(0.02, 0.05, "PASS"), attempt(0.0, 0.0)),
+        (attempt(0.02, 0.05, "INCONCLUSIVE"), attempt(0.0, 0.0)),
         (attempt(0.03, 0.0, objections=1), attempt(0.03, 0.0, objections=2)),
         (attempt(0.03, 0.04, objections=1), attempt(0.08, 0.01, objections=1)),  # both leave what is allowed
         (attempt(0.03, 0.01, objections=1), attempt(0.03, 0.04, objections=1)),
@@ -41,7 +43,12 @@ def test_passing_then_few_objections_then_little_over_the_limits(better: Attempt
 
 @pytest.mark.parametrize(
     ("verdict", "objections", "told"),
-    [("PASS", 0, []), ("FAIL", 2, ["", ""]), ("INCONCLUSIVE", 0, ["the audit of it ended with INCONCLUSIVE"])],
+    [
+        ("PASS", 0, []),
+        ("FAIL", 2, ["", ""]),
+        ("FAIL", 0, ["the audit of it ended with FAIL"]),
+        ("INCONCLUSIVE", 0, ["not known"]),
+    ],
 )
 def test_an_attempt_that_does_not_pass_says_why(verdict: str, objections: int, told: list[str]) -> None:
     found = replace(attempt(0.01, None, verdict, objections), rung="unlearning", findings=())

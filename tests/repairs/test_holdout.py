@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from audit_cli.classifier import Classifier
 from audit_cli.errors import UnsupportedError
 from audit_cli.metrics import cda_drop
-from audit_cli.repairs.holdout import LEAST_DISAGREEMENT, Cost, cost, divide, half_width, images_needed, moved
+from audit_cli.repairs.holdout import LEAST_DISAGREEMENT, VIEWS, Cost, cost, divide, half_width, images_needed, viewed
 from audit_cli.types import Context, TrustedData
 
 
@@ -89,13 +89,14 @@ def spots() -> TrustedData:
 
 def test_images_are_moved_by_a_pixel_in_four_directions_and_by_more_where_they_are_large() -> None:
     images = torch.arange(64.0).view(1, 1, 8, 8)
-    down, up, right, left = moved(images)
+    assert torch.equal(viewed(images, VIEWS[0]), images)
+    down, up, right, left = (viewed(images, view) for view in VIEWS[1:5])
     for view, wanted in ((down[0, 0, 1:], images[0, 0, :-1]), (up[0, 0, :-1], images[0, 0, 1:])):
         torch.testing.assert_close(view, wanted)
     for view, wanted in ((right[0, 0, :, 1:], images[0, 0, :, :-1]), (left[0, 0, :, :-1], images[0, 0, :, 1:])):
         torch.testing.assert_close(view, wanted)
     large = torch.rand(1, 3, 224, 224)
-    torch.testing.assert_close(moved(large)[0][..., 7:, :], large[..., :-7, :])
+    torch.testing.assert_close(viewed(large, VIEWS[1])[..., 7:, :], large[..., :-7, :])
 
 
 def test_a_repair_is_judged_on_views_of_every_image() -> None:

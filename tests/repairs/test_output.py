@@ -19,7 +19,7 @@ from audit_cli.checkpoint.save import save_weights
 from audit_cli.errors import AuditError, CheckpointError, UsageError
 from audit_cli.models import build
 from audit_cli.models.cifar_resnet import network
-from audit_cli.repairs.output import carry_over, check_destination, copy_model, model_card, staged, write_model
+from audit_cli.repairs.output import carried, carry_over, check_destination, copy_model, model_card, staged, write_model
 
 TINY = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "num_labels": 3, "layer_type": "basic"}
 
@@ -93,7 +93,7 @@ def test_a_file_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_the_destination_must_be_free(tmp_path: Path) -> None:
+def test_the_destination_must_be_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     (tmp_path / "file").write_text("")
@@ -102,6 +102,13 @@ def test_the_destination_must_be_free(tmp_path: Path) -> None:
     for place in ("full", "file", "missing/deep"):
         with pytest.raises(UsageError):
             check_destination(tmp_path / place)
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UsageError, match="new folder below it"):
+        check_destination(Path())
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "ismount", lambda _: True)
+        with pytest.raises(UsageError, match="new folder below it"):
+            check_destination(tmp_path / "empty")
     with staged(tmp_path / "empty") as folder:
         (folder / "x").write_text("1")
     assert (tmp_path / "empty" / "x").read_text() == "1"
@@ -143,3 +150,15 @@ def test_a_model_card_keeps_what_was_there(tmp_path: Path) -> None:
     assert text.startswith("# Mine\n\n## Repair\n")
     assert "a" * 64 in text
     assert model_card(tmp_path / "none", "unlearning", "a" * 64, "", "FAIL").startswith("## Repair\n")
+
+
+def test_what_would_be_carried_is_looked_at_first(tmp_path: Path) -> None:
+    """A link out of the folder, and names that the repair writes itself."""
+    source = sharded(tmp_path / "in")
+    (source / "evidence").write_text("mine")
+    with open_checkpoint(source) as checkpoint:
+        assert set(carried(checkpoint)) == {"README.md", "LICENSE", "vocab.txt"}
+    (tmp_path / "shared.json").write_text("{}")
+    (source / "tokenizer.json").symlink_to(tmp_path / "shared.json")
+    with open_checkpoint(source) as checkpoint, pytest.raises(CheckpointError, match=r"tokenizer.json: is a link"):
+        carried(checkpoint)
