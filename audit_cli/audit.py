@@ -19,6 +19,7 @@ from audit_cli.detectors import DETECTORS
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.detectors.encoder import Collapse
 from audit_cli.detectors.profile import Profile
+from audit_cli.detectors.sanity import DETECTOR as GATE
 from audit_cli.detectors.sanity import sanity
 from audit_cli.detectors.scope import scope
 from audit_cli.errors import AuditError, BudgetExceeded, DataError, UsageError
@@ -46,6 +47,7 @@ class Subject:
     preprocessing: Preprocessing
     choice: Choice | None  # what `auto` tried; None when the normalisation was given
     calibration: Calibration | None = None  # of models of this kind, by the detectors in use
+    uncalibrated: str = "no clean models of this kind have been scored"  # why there is none
 
 
 def load(
@@ -159,18 +161,24 @@ def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], 
     """The subject with a calibration of its kind that admits it, where there is one for these detectors: one of the
     policy's before those of the package, and of several the one whose models are most nearly as accurate."""
     domain, alpha = Domain.of(subject.classifier, subject.trusted), policy.rules[RULE].alpha
-    files = (policy.calibrations, bundled_calibrations())
-    known = [[c for c in candidates(some, domain, detectors) if c.resolves(alpha)] for some in files]
+    if domain.ambiguous:
+        return replace(subject, uncalibrated="two classes have the same name")
+    found = [candidates(files, domain, detectors) for files in (policy.calibrations, bundled_calibrations())]
+    known = [[calibration for calibration in some if calibration.resolves(alpha)] for some in found]
+    if any(found) and not any(known):
+        return replace(subject, uncalibrated=f"too few clean models have been scored for a p-value of {alpha:g}")
     if not any(known):
         return subject
     accuracy = cda(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
     moved = Profile().moved(subject.classifier, subject.trusted, context)
+    refusals = []
     for some in known:
-        like_it = [calibration for calibration in some if calibration.admits(accuracy, len(subject.trusted), moved)]
-        if like_it:
-            nearest = min(like_it, key=lambda calibration: abs(calibration.accuracy - accuracy))
-            return replace(subject, calibration=nearest)
-    return subject
+        for calibration in sorted(some, key=lambda calibration: abs(calibration.accuracy - accuracy)):
+            refusal = calibration.refusal(accuracy, len(subject.trusted), moved)
+            if refusal is None:
+                return replace(subject, calibration=calibration)
+            refusals.append(refusal)
+    return replace(subject, uncalibrated=refusals[0])
 
 
 def examine(
@@ -180,7 +188,7 @@ def examine(
     files beside the audited ones."""
     findings = with_p_values(measure(subject, policy, detectors, context), subject.calibration)
     searched = {finding.family for finding in findings}
-    return findings + scope(unaudited, searched, STANDARD, subject.calibration is not None)
+    return findings + scope(unaudited, searched, STANDARD, None if subject.calibration else subject.uncalibrated)
 
 
 def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> list[Finding]:
@@ -217,7 +225,7 @@ def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], con
         findings.append(Finding("BD108", 1.0, str(error), "budget"))
     if failures and _verdict(findings, policy) != "FAIL":
         raise failures[0]
-    if not any(policy.convicts(finding.rule_id) for finding in findings):
+    if not any(policy.convicts(finding.rule_id) and finding.detector != GATE for finding in findings):
         unsearched = float(max(1, subject.classifier.num_classes))  # an encoder has no classes to count
         findings.append(Finding("BD107", unsearched, "no rule that can convict was measured", "scope"))
     return findings
@@ -264,11 +272,12 @@ def conclude(
 def limitations(families: Sequence[str], calibration: Calibration | None) -> list[str]:
     """What a reader must not take this verdict for."""
     one_source = "" if "source_mask" in families else "needs images of one class, or "
+    compared = "The false-alarm rate is that of clean models trained as the calibration's were; others may be flagged."
     borrowed = "The thresholds are the policy's; no false-alarm rate is guaranteed for this kind of model."
     return [
         f"Searched for triggers of these families: {', '.join(families) or 'none'}; one of another kind can be missed.",
         f"A trigger that {one_source}is larger than an ordinary adversarial pattern can be missed.",
-        *([] if calibration else [borrowed]),
+        compared if calibration else borrowed,
         "The trusted images were taken to be clean and correctly labelled.",
     ]
 

@@ -56,6 +56,11 @@ class Domain:
         names = map(named, trusted.class_names)
         return cls(kind(classifier.arch), height, width, tuple(sorted(names)))
 
+    @property
+    def ambiguous(self) -> bool:
+        """Do two classes have one name? Then their scores cannot be told apart."""
+        return len(set(self.classes)) < len(self.classes)
+
     def __str__(self) -> str:
         few = ", ".join(self.classes[:3]) + (" …" if len(self.classes) > 3 else "")
         return f"{self.arch}, {self.height} x {self.width}, {len(self.classes)} classes: {few}"
@@ -104,16 +109,24 @@ class Calibration:
         """The families, and those with scores for single source classes once more for each."""
         return tuple(dict.fromkeys(row for model in self.models for row in model.scores))
 
-    def admits(self, accuracy: float, images: int, moved: Mapping[str, float] | None = None) -> bool:
-        """Is a model of this accuracy on so many trusted images like the clean ones? A better network is another kind:
-        among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned. From fewer images scores scatter more. And one
-        that was trained to bear noise or blur looks poisoned among those that were not: random changes move its
-        answers less. moved: see `Profile.moved`; nothing is looked at when None."""
-        known = [model.accuracy for model in self.models]
-        if images < FEWEST * self.images or not min(known) - MARGIN <= accuracy <= max(known) + MARGIN:
-            return False
+    def refusal(self, accuracy: float, images: int, moved: Mapping[str, float] | None = None) -> str | None:
+        """Why a model of this accuracy on so many trusted images is not like the clean ones; None when it is. A better
+        network is another kind: among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned. From fewer images
+        scores scatter more. And one that was trained to bear noise or blur looks poisoned among those that were not:
+        random changes move its answers less. moved: see `Profile.moved`; nothing is looked at when None."""
+        known, needed = [model.accuracy for model in self.models], math.ceil(FEWEST * self.images - 1e-9)
+        low, high = min(known) - MARGIN, max(known) + MARGIN
+        if images < needed:
+            return f"there are {images} trusted images, where {needed} are needed"
+        if not low <= accuracy <= high:
+            return f"the model is right on {accuracy:.1%}, where its clean ones stand for {low:.1%} to {high:.1%}"
         least = {change: min(model.moved.get(change, 0.0) for model in self.models) for change in moved or {}}
-        return all(apart >= STEADIER * least[change] for change, apart in (moved or {}).items())
+        steady = [change for change, apart in (moved or {}).items() if apart < STEADIER * least[change]]
+        return f"random {steady[0]} moves the model's answers less than those of its clean ones" if steady else None
+
+    def admits(self, accuracy: float, images: int, moved: Mapping[str, float] | None = None) -> bool:
+        """Is there no `refusal`?"""
+        return self.refusal(accuracy, images, moved) is None
 
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """By family and class of the suspect's `scores`: the chance, at most, that a clean model of this domain looks
@@ -165,7 +178,8 @@ class Calibration:
         bound = (
             "; the thresholds are the policy's own"
             if rate is None
-            else f": compared with them, one more is flagged in {rate:.1%} at most; masks and warps have thresholds"
+            else f": compared with them, one more drawn as they were is flagged in {rate:.1%} at most; masks and warps "
+            "are judged by thresholds, whose rate is not in this"
         )
         return {
             "in_domain": True,
@@ -193,7 +207,9 @@ def clean_model(
     domain: Domain,
     moved: Mapping[str, float],
 ) -> Clean:
-    """The entry of a clean model. Raises AuditError when its scan gave no score."""
+    """The entry of a clean model. Raises AuditError when its scan gave no score, or two of its classes one name."""
+    if domain.ambiguous:
+        raise AuditError(f"{classifier.arch}: two classes have the same name, so scores cannot be kept; rename one")
     scores = scores_of(findings)
     if not scores:
         raise AuditError(f"{classifier.arch}: the scan gave no {RULE} score; raise its budget or add trusted images")

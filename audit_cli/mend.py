@@ -254,6 +254,7 @@ def rescan(case: Case, repaired: Classifier, context: Context) -> list[Finding]:
     """What the detectors say of a repaired model, on the holdout. No calibration holds: its models are not repaired.
     Weight files that lay beside the pivot do not lie beside what is delivered."""
     subject = replace(case.subject, classifier=repaired, trusted=case.holdout, choice=None, calibration=None)
+    subject = replace(subject, uncalibrated="no clean models have been repaired for one")
     return list(audit.examine(subject, (), case.policy, case.detectors, context))
 
 

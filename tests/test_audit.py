@@ -130,6 +130,14 @@ def _today() -> object:
     return datetime.datetime.now(datetime.UTC).date()
 
 
+def test_a_stricter_gate_does_not_count_as_a_search() -> None:
+    """Where no rule of a detector can convict, a pass of the gate alone is none."""
+    rules = {**POLICY.rules, "BD103": replace(POLICY.rules["BD103"], severity="fail")}
+    findings = measure(subject(Planted()), replace(POLICY, rules=rules), [], Context())
+    assert audit.judge(findings, POLICY, "m", _today())[0] == "INCONCLUSIVE"
+    assert any(finding.rule_id == "BD107" and finding.detector == "scope" for finding in findings)
+
+
 class TestScan:
     def test_a_verdict_says_what_was_done(self) -> None:
         verdict = scan(

@@ -237,6 +237,24 @@ def test_who_bears_random_changes_is_of_another_kind() -> None:
     assert calibration().admits(0.8, 500, {"noise": 0.0}), "not measured on the clean models"
 
 
+def test_a_refusal_says_why() -> None:
+    here = replace(calibration(), models=tuple(replace(m, moved={"noise": 0.2}) for m in calibration().models))
+    assert here.refusal(0.8, 500, {"noise": 0.2}) is None
+    assert "right on 92.0%, where its clean ones stand for 75.0% to 85.0%" in str(here.refusal(0.92, 500))
+    assert "250 trusted images, where 400 are needed" in str(here.refusal(0.8, 250))
+    assert "random noise moves" in str(here.refusal(0.8, 500, {"noise": 0.1}))
+
+
+def test_classes_of_one_name_cannot_be_kept_apart() -> None:
+    """The second would get the first one's p-value."""
+    twins = replace(DOMAIN, classes=("crane", "crane"))
+    assert twins.ambiguous
+    assert not DOMAIN.ambiguous
+    finding = Finding("BD001", 9.0, "", family="additive", target_class=0, target_name="crane")
+    with pytest.raises(AuditError, match="the same name"):
+        clean_model("0" * 64, Planted().classifier(), 0.9, [finding], twins, {})
+
+
 def test_too_few_models_cannot_decide() -> None:
     assert not calibration().resolves(0.05)
     assert calibration().resolves(0.2)

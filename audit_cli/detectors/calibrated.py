@@ -69,10 +69,14 @@ class Calibrated:
         if self.reference is not None:
             models.append(self.reference(suspect, fit, context).frozen())
         compared: set[int] = set()
+        finalists: set[int] = (
+            set()
+        )  # of the families that calibrations hold, or their features would be of other classes
         reached: set[int] = set()
         families = [family for family in self.families if self.race.covers(family, fit, suspect.num_classes)]
         for family in families:
             state, ordinary = self.race.run(suspect, family, fit, self.search, context)
+            finalists.update(state.classes.tolist() if family.name not in APART else ())
             compared.update(state.classes.tolist())
             reached.update(state.classes[state.reached].tolist())
             context.progress.stage(f"{family.name} triggers on unseen images", len(state.classes))
@@ -90,7 +94,7 @@ class Calibrated:
                     yield gap(size)
                 context.advance()
         if self.shift is not None:
-            yield from self._shifts(self.shift, suspect, trusted, compared, context)
+            yield from self._shifts(self.shift, suspect, trusted, finalists, context)
         if self.profile is not None:
             yield from answers(self.profile, suspect, trusted, context)
         wanted = max((self.search.matched(family) for family in families), default=0.0)
@@ -109,13 +113,13 @@ class Calibrated:
         return repr((*searches, self.shift, self.profile, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
 
     def _shifts(
-        self, shift: Shift, suspect: Classifier, trusted: TrustedData, compared: set[int], context: Context
+        self, shift: Shift, suspect: Classifier, trusted: TrustedData, finalists: set[int], context: Context
     ) -> Iterator[Finding]:
-        """BD001 in the family `features`, for the classes `compared` and the race's fair sample of all. Nothing is
+        """BD001 in the family `features`, for the `finalists` and the race's fair sample of all classes. Nothing is
         measured on unseen images, so all may be used: what is found depends on how many of a class they are."""
         names = dict(enumerate(trusted.class_names))
         sample = self.race.sampled(suspect.num_classes, context)
-        classes = torch.tensor(sorted(compared | set(sample.tolist())))
+        classes = torch.tensor(sorted(finalists | set(sample.tolist())))
         pairs = shift.sizes(suspect, trusted, classes, context)
         sizes = pairs.log().nanmean(1).exp()
         small = smallness(sizes, torch.isin(classes, sample), suspect.num_classes)

@@ -15,19 +15,19 @@ DETECTOR = "scope"
 
 
 def scope(
-    unaudited: Sequence[str], searched: Collection[str], families: Collection[str], calibrated: bool = False
+    unaudited: Sequence[str], searched: Collection[str], families: Collection[str], uncalibrated: str | None
 ) -> list[Finding]:
     """unaudited: weight files left aside. searched, families: names of the trigger families, used and usual.
-    calibrated: clean models of this kind have been scored."""
+    uncalibrated: why no calibration holds; None where one does."""
     left_out = sorted(set(families) - set(searched))
     beside = ", ".join(clean(name, 60) for name in unaudited[:3]) + (" …" if len(unaudited) > 3 else "")
     return [
         Finding(
             "BD110",
-            float(not calibrated),
+            float(uncalibrated is not None),
             "clean models of this kind have been scored"
-            if calibrated
-            else "no calibration covers this kind of model: thresholds are the policy's own",
+            if uncalibrated is None
+            else f"no calibration holds ({uncalibrated}): thresholds are the policy's own",
             DETECTOR,
         ),
         Finding(

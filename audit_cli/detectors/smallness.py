@@ -8,7 +8,9 @@ is compared with the smallest of as many ordinary classes as the model has, not 
 μ, σ: mean and standard deviation of the log sizes of the other classes. q_n: how many standard deviations under the
 mean the smallest of n normal variables is expected, Φ⁻¹((n − 3/8) / (n + 1/4)) (Blom: Statistical Estimates and
 Transformed Beta-Variables, 1958). σ comes from few classes, so it is pulled towards a prior as if that had been
-measured on `PRIOR_CLASSES` more. A clean model's largest score is about 1, whatever the spread of its classes.
+measured on `PRIOR_CLASSES` more. A clean model's largest score is about 1, whatever the spread of its classes. Of two
+classes one is always the smaller, and there is no spread to measure: there one has to lie lower than it does by chance in one
+model of twenty, q = √2 · Φ⁻¹(0.95).
 
 The plain ratio to the median class (Wang et al.: Neural Cleanse, 2019, in the form of a ratio) is kept beside it.
 """
@@ -16,6 +18,7 @@ The plain ratio to the median class (Wang et al.: Neural Cleanse, 2019, in the f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from statistics import NormalDist
 
 import torch
@@ -42,7 +45,7 @@ def smallness(sizes: Tensor, ordinary: Tensor, classes: int) -> Smallness:
         return Smallness(torch.zeros_like(sizes), torch.zeros_like(sizes))
     logs = torch.where(reached, sizes, sizes[reached].max()).double().log()
     n = max(classes - 1, 1)
-    q = NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
+    q = NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) if n > 1 else sqrt(2) * NormalDist().inv_cdf(0.95)
     scores, ratios = torch.zeros_like(logs), torch.zeros_like(logs)
     for k in torch.nonzero(reached).flatten().tolist():
         others = logs[ordinary & (torch.arange(len(logs), device=logs.device) != k)]

@@ -11,10 +11,11 @@ from toys import Planted, identity, noise_data, plain, small
 
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.calibrated import Calibrated, success, uncompared
+from audit_cli.detectors.shift import Shift
 from audit_cli.detectors.smallness import smallness
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
-from audit_cli.inversion.racing import Race
+from audit_cli.inversion.racing import Race, Rung
 from audit_cli.inversion.random_patch import RandomPatch
 from audit_cli.inversion.state import State
 from audit_cli.policy import Policy
@@ -189,3 +190,19 @@ def test_an_unreachable_class_is_reported_and_acquits_nobody() -> None:
     unreached = {f.family: f.score for f in findings if f.rule_id == "BD001" and f.target_class == 1}
     assert unreached.pop("wave") < 1  # it needs the largest amplitude at least
     assert set(unreached.values()) == {0}
+
+
+def test_features_are_compared_for_the_classes_that_a_calibration_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan races masks, too, and `calibrate` does not: their finalists must not add to the classes."""
+    sought: list[list[int]] = []
+
+    def sizes(self: Shift, suspect: Classifier, trusted: TrustedData, classes: Tensor, context: Context) -> Tensor:
+        sought.append(classes.tolist())
+        return torch.full((len(classes), suspect.num_classes), 1.0)
+
+    monkeypatch.setattr(Shift, "sizes", sizes)
+    planted = Planted()
+    narrow = replace(QUICK, race=Race(rungs=(Rung(None, 8), Rung(1, 8)), sample=1), profile=None)
+    for detector in (narrow, narrow.compared):
+        list(detector(planted.classifier(), planted.data(), Context()))
+    assert sought[0] == sought[1]

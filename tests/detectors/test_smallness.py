@@ -55,6 +55,15 @@ def test_ordinary_classes_score_about_one_whatever_their_spread(spread: float) -
     assert sum(score >= 1.5 for score in largest) / 400 <= 0.05
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.2])
+def test_two_clean_classes_hardly_ever_convict_one_of_them(spread: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    pairs = (torch.randn(400, 2, generator=generator) * spread).exp().tolist()
+    largest = [float(measure(*pair).score.max()) for pair in pairs]
+    assert sum(score >= 1.2 for score in largest) / 400 <= 0.05
+    assert float(measure(1, 4).score.max()) > 1.5, "a shortcut is four times as small and more"
+
+
 def test_one_class_far_below_the_others_stands_out() -> None:
     ordinary = torch.linspace(0.8, 1.25, 9).tolist()
     scores = measure(0.2, *ordinary).score
