@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from audit_cli.errors import AuditError
@@ -91,6 +92,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; prints at most one line about what went wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("AUDIT_CLI_DEBUG", "") not in ("", "0")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the program, as by `2>&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not crash the report
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

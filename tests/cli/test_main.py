@@ -213,6 +213,14 @@ class TestProcess:
         assert result.returncode == 4
         assert result.stderr == "error: the reader of the output went away before it was complete\n"
 
+    @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
+    @pytest.mark.parametrize(("arguments", "code"), [(["inspect", "/nope.safetensors"], 2), (["version"], 0)])
+    def test_closed_streams(self, closed: str, arguments: list[str], code: int) -> None:
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", *PYTHON, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert result.returncode == code
+        assert "Traceback" not in result.stderr
+
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_full_disk(self) -> None:
         with Path("/dev/full").open("w") as full:
