@@ -34,7 +34,7 @@ def read_npz(
             raw = _array(archive, members[x], limits, name)
             labels = np.zeros(len(raw) if raw.ndim else 0, dtype=np.int64)
             if y is not None:
-                labels = as_labels(_array(archive, members[y], limits, name), f"{name}: `{y}`")
+                labels = as_labels(_array(archive, members[y], limits, name), f"{name}: `{y}`", limits)
             key = next((key for key in NAMES if key in members and y is not None), None)
             classes = _class_names(_array(archive, members[key], limits, name), f"{name}: `{key}`") if key else ()
     except DataError:
@@ -54,14 +54,15 @@ def read_npz(
     return RawImages.of(tuple(images), labels, classes, name, (note,) if note else (), labelled=y is not None)
 
 
-def as_labels(values: NDArray[np.generic], name: str) -> Labels:
-    """Whole, non-negative labels (N,) or (N, 1) -> (N,) int64."""
+def as_labels(values: NDArray[np.generic], name: str, limits: Limits) -> Labels:
+    """Class indices (N,) or (N, 1) -> (N,) int64; a large one would name a class for every number below it."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise DataError(f"{name} is {values.dtype} of shape {values.shape}; expected whole numbers of shape (N,)")
-    if len(values) and (int(values.min()) < 0 or int(values.max()) >= 2**31):
-        raise DataError(f"{name} holds values in {values.min()}..{values.max()}; expected class indices from 0 on")
+    if len(values) and (int(values.min()) < 0 or int(values.max()) >= limits.classes):
+        expected = f"class indices from 0 to {limits.classes - 1}"
+        raise DataError(f"{name} holds values in {values.min()}..{values.max()}; expected {expected}")
     return values.astype(np.int64)
 
 

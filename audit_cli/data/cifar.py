@@ -154,8 +154,9 @@ def _batch(path: Path, limits: Limits) -> tuple[NDArray[np.uint8], NDArray[np.in
     content = _dictionary(path, limits)
     labels = next((content[key] for key in LABELS if key in content), None)
     state = getattr(content.get("data"), "state", None)
-    if not isinstance(labels, list) or not all(type(y) is int and 0 <= y < 2**31 for y in labels):
-        raise DataError(f"{shown(path)}: no list of labels; get the original CIFAR files again")
+    if not isinstance(labels, list) or not all(type(y) is int and 0 <= y < limits.classes for y in labels):
+        expected = f"no list of labels from 0 to {limits.classes - 1}"
+        raise DataError(f"{shown(path)}: {expected}; get the original CIFAR files again")
     if not isinstance(state, tuple) or len(state) != 5:
         raise DataError(f"{shown(path)}: no array `data`; get the original CIFAR files again")
     _, shape, dtype, fortran, data = state

@@ -152,6 +152,8 @@ def test_other_pickle_programs(folder: Path, content: bytes) -> None:
         {b"data": [1, 2], b"labels": LABELS},
         {b"data": ROWS, b"labels": [1, 2, 3, -1]},
         {b"data": ROWS, b"labels": [1, 2, 3, "x"]},
+        {b"data": ROWS, b"labels": [1, 2, 3, 100_000]},
+        {b"data": ROWS, b"labels": [1, 2, 3, 2**2000]},
         {b"data": np.array([[None]]), b"labels": LABELS},
     ],
 )

@@ -95,6 +95,17 @@ def test_wrong_labels(tmp_path: Path, labels: np.ndarray) -> None:
         read_images(write(tmp_path, x=X, y=labels))
 
 
+@pytest.mark.parametrize("label", [100_000, 2**31 - 1, 2**63])
+def test_a_label_beyond_all_classes(tmp_path: Path, label: int) -> None:
+    path = write(tmp_path, x=X, y=np.array([0, 1, 2, 3, 4, label], dtype=np.uint64))
+    with pytest.raises(DataError, match=rf"`y` holds values in 0\.\.{label}; expected class indices from 0 to 99999"):
+        read_images(path)
+    path = write(tmp_path, x=X, y=Y)
+    assert read_images(path, limits=Limits(classes=3)).labels.max() == 2
+    with pytest.raises(DataError, match="from 0 to 1"):
+        read_images(path, limits=Limits(classes=2))
+
+
 def test_column_labels_and_short_class_list(tmp_path: Path) -> None:
     assert read_images(write(tmp_path, x=X, y=Y[:, None])).labels.tolist() == Y.tolist()
     with pytest.raises(DataError, match="label 2 but only 2 class names"):
