@@ -39,7 +39,9 @@ INSTRUCTIONS = """
     GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD
 """
 OPCODES = frozenset(INSTRUCTIONS.split())
-MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
+PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
+GET = {"GET", "BINGET", "LONG_BINGET"}
+IN_PLACE = {"APPEND", "SETITEM", "BUILD"}  # what they change stays on the stack
 
 
 def find_cifar(root: Path) -> Path | None:
@@ -137,16 +139,47 @@ class _Restricted(pickle.Unpickler):
 def load_restricted(content: bytes, name: str) -> object:
     """The plain data in a pickle's bytes; arrays come as stand-ins. Raises DataError, having called nothing foreign."""
     try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name not in OPCODES:
-                raise pickle.UnpicklingError(f"instruction {opcode.name}")
-            if opcode.name in MEMO and int(str(argument)) > len(content):
-                raise pickle.UnpicklingError("a memo index that would exhaust memory")
+        _read_through(content)
         return _Restricted(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a malformed pickle may raise anything
         raise DataError(
             f"{name}: refused, not a CIFAR batch as published ({shown(str(error))}); get the original files again"
         ) from error
+
+
+def _read_through(content: bytes) -> None:
+    """Raises UnpicklingError at the first instruction that no CIFAR batch has; follows none.
+
+    It keeps account of the stack, as far as telling tuples from the rest: as the key of a dictionary a tuple is hashed,
+    which takes for ever where the same few tuples make it up over and over, and ends the interpreter where it is deep.
+    """
+    stack: list[bool] = []  # True for a tuple
+    outside: list[list[bool]] = []  # what lay on the stack before each mark
+    memo: dict[int, bool] = {}
+    for opcode, argument, _ in pickletools.genops(content):
+        name, takes = opcode.name, opcode.stack_before
+        if name not in OPCODES:
+            raise pickle.UnpicklingError(f"instruction {name}")
+        if name in PUT and int(str(argument)) > len(content):
+            raise pickle.UnpicklingError("a memo index that would exhaust memory")
+        if name in PUT or name == "MEMOIZE":
+            memo[int(str(argument)) if name in PUT else len(memo)] = stack[-1]
+        elif name in GET:
+            stack.append(memo[int(str(argument))])
+        elif name == "MARK":
+            outside.append(stack)
+            stack = []
+        else:
+            if pickletools.markobject in takes:
+                taken, stack = stack, outside.pop()
+            else:
+                taken = [stack.pop() for _ in takes][::-1]
+            if any({"SETITEM": taken[1:2], "SETITEMS": taken[::2], "DICT": taken[::2]}.get(name, ())):
+                raise pickle.UnpicklingError("a tuple as the key of a dictionary")
+            if name in IN_PLACE:
+                stack.append(taken[0])
+            elif name not in ("APPENDS", "SETITEMS"):
+                stack += [after is pickletools.pytuple for after in opcode.stack_after]
 
 
 def _batch(path: Path, limits: Limits) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -141,6 +141,34 @@ def test_other_pickle_programs(folder: Path, content: bytes) -> None:
         read_images(folder)
 
 
+def nested(levels: int, *, fetch: bytes = b"h\x01", leave: bytes = b"") -> bytes:
+    """A tuple of tuples, each of the same one twice; `leave` must let it lie on the stack."""
+    return b")" + levels * (leave + b"q\x01" + fetch + b"\x86")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + nested(200) + b"Ns.",
+        b"}(" + nested(200) + b"Nu.",
+        b"(" + nested(200) + b"Nd.",
+        b"}(NN" + nested(200) + b"Nu.",
+        b"}" + nested(200, leave=b"Nb") + b"Ns.",
+        b"}" + nested(200, leave=b"(u") + b"Ns.",
+        b"}" + nested(200, leave=b"(e") + b"Ns.",
+        b"}" + nested(200, fetch=b"j\x01\x00\x00\x00") + b"Ns.",
+        b"}" + nested(200, fetch=b"g1\n") + b"q\x02Nh\x02Ns.",
+        b"}" + b"".join(b")" if i == 0 else b"\x94h" + bytes([i - 1]) + b"\x86" for i in range(200)) + b"Ns.",
+        b"})" + 300_000 * b"\x85" + b"Ns.",
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_a_tuple_as_a_key_is_not_hashed(folder: Path, content: bytes) -> None:
+    (folder / "test_batch").write_bytes(content)
+    with pytest.raises(DataError, match="a tuple as the key of a dictionary"):
+        read_images(folder)
+
+
 @pytest.mark.parametrize(
     "content",
     [
