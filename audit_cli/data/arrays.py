@@ -36,7 +36,9 @@ def read_npz(
             if y is not None:
                 labels = as_labels(_array(archive, members[y], limits, name), f"{name}: `{y}`", limits)
             key = next((key for key in NAMES if key in members and y is not None), None)
-            classes = _class_names(_array(archive, members[key], limits, name), f"{name}: `{key}`") if key else ()
+            classes: tuple[str, ...] = ()
+            if key is not None:
+                classes = _class_names(_array(archive, members[key], limits, name), f"{name}: `{key}`", limits)
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib and lzma raise many kinds on hostile bytes
@@ -139,6 +141,8 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits, name
             raise DataError(
                 f"{what} holds Python objects (a pickle), which are never read; save plain numbers and text"
             )
+        if dtype.itemsize == 0:
+            raise DataError(f"{what} is {dtype}, of no bytes an item; write it with numpy.savez")
         count = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or count > min(limits.archive_bytes, info.file_size):
             raise DataError(
@@ -152,7 +156,9 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits, name
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _class_names(values: NDArray[np.generic], name: str) -> tuple[str, ...]:
+def _class_names(values: NDArray[np.generic], name: str, limits: Limits) -> tuple[str, ...]:
     if values.ndim != 1 or values.dtype.kind not in "US":
         raise DataError(f"{name} is {values.dtype} of shape {values.shape}; expected text of shape (K,)")
+    if len(values) > limits.classes:
+        raise DataError(f"{name} holds {len(values)} class names, more than the {limits.classes} allowed; shorten it")
     return tuple(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.tolist())

@@ -30,6 +30,7 @@ SPLITS = {
 }
 LABELS = ("fine_labels", "labels")
 NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
+NAME_CAP = 1_000  # characters: a pickle may hold a long name once and list it very often
 
 # Python 2 wrote the published files with protocols 0 and 2; Python 3 re-writes them with up to 4.
 INSTRUCTIONS = """
@@ -210,6 +211,9 @@ def _names(folder: Path, limits: Limits) -> tuple[str, ...]:
             names = _dictionary(folder / file, limits).get(key)
             if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
                 raise DataError(f"{shown(folder / file)}: no list `{key}`; get the original CIFAR files again")
+            if len(names) > limits.classes or any(len(name) > NAME_CAP for name in names):
+                problem = f"more than {limits.classes} names in `{key}`, or one of over {NAME_CAP} characters"
+                raise DataError(f"{shown(folder / file)}: {problem}; get the original CIFAR files again")
             return tuple(name if isinstance(name, str) else name.decode("utf-8", "replace") for name in names)
     return ()
 

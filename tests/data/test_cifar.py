@@ -191,6 +191,13 @@ def test_wrong_content(folder: Path, content: object) -> None:
         read_images(folder)
 
 
+@pytest.mark.parametrize(("names", "classes"), [(["a", "b", "c", "d"], 3), (["a", "b", "c" * 1_001], 100_000)])
+def test_names_too_many_or_too_long(folder: Path, names: list[str], classes: int) -> None:
+    (folder / "batches.meta").write_bytes(meta0(names))
+    with pytest.raises(DataError, match=r"batches.meta: more than \d+ names in `label_names`, or one of over 1000"):
+        read_images(folder, limits=Limits(classes=classes))
+
+
 def test_labels_without_names_and_size_limit(folder: Path) -> None:
     (folder / "batches.meta").write_bytes(meta0(NAMES[:2]))
     with pytest.raises(DataError, match="label 2 but only 2 class names"):

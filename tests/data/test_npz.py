@@ -154,6 +154,23 @@ def test_lying_headers_allocate_nothing(tmp_path: Path, content: bytes, message:
         read_images(tmp_path / "data.npz")
 
 
+@pytest.mark.parametrize("dtype", ["|S0", "<U0", "|V0"])
+def test_items_of_no_bytes(tmp_path: Path, dtype: str) -> None:
+    path = write(tmp_path, x=X, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("classes.npy", header((10**8,), dtype))
+    with pytest.raises(DataError, match=r"`classes.npy` is .*, of no bytes an item"):
+        read_images(path)
+
+
+def test_too_many_class_names(tmp_path: Path) -> None:
+    path = write(tmp_path, x=X, y=Y, classes=np.array(["a", "b", "c"]))
+    assert read_images(path, limits=Limits(classes=3)).class_names == ("a", "b", "c")
+    path = write(tmp_path, x=X, y=Y, classes=np.array(["a", "b", "c", "d"]))
+    with pytest.raises(DataError, match="`classes` holds 4 class names, more than the 3 allowed"):
+        read_images(path, limits=Limits(classes=3))
+
+
 def test_zip_bomb_and_broken_archive(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     rewrite(path, "x.npy", header((6, 1000, 1000, 3)) + bytes(18_000_000))
