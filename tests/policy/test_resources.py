@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -49,6 +50,29 @@ def test_violations_say_where() -> None:
     lines = violations({"name": 3, "rules": {"BD001": {"threshold": float("nan")}}}, "policy")
     assert any(line.startswith("name: 3 is not of type") for line in lines)
     assert "rules.BD001.threshold: is not a finite number" in lines
+
+
+def test_violations_of_any_of_are_told_once() -> None:
+    lines = violations({"rules": {"BD001": {"severity": "note", "threshold": "x"}}}, "policy")
+    assert "rules.BD001.threshold: 'x' is not valid under any of the given schemas" in lines
+    lines = violations({"rules": {"BD001": {"severity": "note", "threshold": {"default": 1, "mask": 2.5}}}}, "policy")
+    assert not any(line.startswith("rules") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"findings": [0] * 1_000_000},
+        {"model": {"prompts": {"labels": [0] * 1_000_000, "templates": []}}},  # below anyOf
+        {"environment": {"stages": {f"x{i}": float("nan") for i in range(100_000)}}},
+        {"x" * 1_000_000: [0] * 1_000_000},
+    ],
+    ids=["findings", "labels", "numbers", "a long key"],
+)
+def test_a_document_full_of_violations_takes_no_time(document: object) -> None:
+    started = time.process_time()
+    assert 0 < len(violations(document, "verdict")) <= 2 * resources.MOST_VIOLATIONS
+    assert time.process_time() - started < 20  # minutes, if all were collected
 
 
 def test_the_wheel_carries_rules_and_fixtures(tmp_path: Path) -> None:
