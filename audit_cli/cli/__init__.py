@@ -148,7 +148,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, SystemExit):
         return ERROR, f"something tried to end the program with exit code {error.code!r}; that is no verdict"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return ERROR, "out of memory; use a smaller --batch-size, fewer trusted images or another --device"
+        return ERROR, "out of memory; use fewer trusted images, another --device or a machine with more memory"
     return ERROR, f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from audit_cli.cli import run
 from audit_cli.errors import PolicyError
 from audit_cli.policy import Policy
 from audit_cli.resources import bundled, rule_pages, schema
@@ -20,6 +21,7 @@ reason = "the class is a plain colour"
 owner = "someone"
 expires = {expires}
 """
+OPTION = r"--[a-z][a-z-]+"
 
 
 def write(path: Path, text: str) -> Path:
@@ -58,6 +60,13 @@ class TestBundled:
         assert max(map(len, text.splitlines())) <= 88
         assert rule_pages()[page].title
         assert rule_pages()[page].summary.endswith(".")
+
+    def test_pages_name_options_that_exist(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for arguments in (["--help"], ["scan", "--help"]):
+            assert run(arguments) == 0
+        known = set(re.findall(OPTION, capsys.readouterr().out))
+        for page in rule_pages().values():
+            assert set(re.findall(OPTION, page.text)) <= known, page.id
 
     def test_schemas_are_schemas(self) -> None:
         from jsonschema import Draft202012Validator
