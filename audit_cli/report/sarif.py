@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from audit_cli.resources import RulePage, rule_pages
 if TYPE_CHECKING:
     from audit_cli.types import Verdict
 
+_LINK = re.compile(r"[\\\[\]]")  # `[text](target)` in a message is a link, but for backslashes (section 3.11.6)
 LEVELS = {"fail": "error", "inconclusive": "warning", "note": "note"}
 
 
@@ -82,7 +84,7 @@ def _result(finding: Mapping[str, Any], order: list[str], document: Mapping[str,
         "ruleId": clean(finding["rule_id"], 20),
         "ruleIndex": order.index(finding["rule_id"]),
         "level": LEVELS[finding["severity"]],
-        "message": {"text": statement(finding) or finding["rule_id"]},
+        "message": {"text": _LINK.sub(r"\\\g<0>", statement(finding) or clean(finding["rule_id"], 20))},
         "locations": [location],
         "partialFingerprints": {"auditCliFinding/v1": finding["fingerprint"]},
         "properties": {

@@ -256,6 +256,13 @@ class TestSarif:
     def test_a_pass_has_no_results(self, passing: Verdict) -> None:
         assert json.loads(RENDERERS["sarif"](passing))["runs"][0]["results"] == []
 
+    @pytest.mark.parametrize("name", ["[fix here](https://evil.example)", "\\[fix](https://evil.example)"])
+    def test_names_become_no_link(self, name: str) -> None:
+        (result,) = json.loads(RENDERERS["sarif"](make_verdict([size(2, name, 6.3)])))["runs"][0]["results"]
+        text = result["message"]["text"]
+        assert re.sub(r"\\(.)", r"\1", text).startswith(f"class 2 ({name}): the smallest")
+        assert not re.search(r"[\[\]]", re.sub(r"\\.", "", text))
+
     def test_file_names_become_no_other_uri(self, hostile: Verdict) -> None:
         for result in json.loads(RENDERERS["sarif"](hostile))["runs"][0]["results"]:
             uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
