@@ -16,10 +16,10 @@ _ESCAPE = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 _SPACE = re.compile(r"\s+")
-# CI runners obey `::error::` where a line begins with it, and a report may wrap a line anywhere; `##[error]` and
-# `##vso[…]` they obey anywhere.
+# CI runners obey `::error::` where a line begins with it, and a report may wrap a line anywhere; `##[error]`,
+# `##vso[…]` and `##teamcity[…]` they obey anywhere.
 _COLONS = re.compile(r":(?=:)")
-_HASHES = re.compile(r"#(?=#(?:vso)?\[)")
+_HASHES = re.compile(r"#(?=#(?:vso|teamcity)?\[)", re.IGNORECASE)
 
 
 def clean(text: str, limit: int = 200) -> str:
