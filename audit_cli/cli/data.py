@@ -30,7 +30,7 @@ def check(
         min_images=min_images,
         min_per_class=min_per_class,
     )
-    emit(json.dumps(report.document, indent=2, ensure_ascii=False))
+    emit(json.dumps(report.document, indent=2))
     for kind, remarks in (("problem", report.problems), ("warning", report.warnings)):
         for remark in remarks:
             say(f"{kind}: {remark}")

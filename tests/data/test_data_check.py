@@ -72,6 +72,15 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command(tmp_path)
 
 
+def test_json_is_ascii(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal that lacks a letter would have it written as `\\xe9`, which is no JSON."""
+    np.savez(tmp_path / "d.npz", x=X, y=Y, classes=np.array(["café", "猫"]))
+    assert command(tmp_path / "d.npz", min_images=10) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert [row["class"] for row in json.loads(out)["per_class"]] == ["café", "猫"]
+
+
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=Y)
     path = str(tmp_path / "d.npz")
