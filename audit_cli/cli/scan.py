@@ -30,7 +30,9 @@ Trusted = Annotated[
     Path, typer.Option("--trusted", "-t", help="Clean labelled images: ImageFolder, .npz, CIFAR batches.")
 ]
 PolicyOption = Annotated[str | None, typer.Option("--policy", help="default, strict, or a TOML file.")]
-Arch = Annotated[str | None, typer.Option(help="torchvision:NAME, package.module:factory or file.py:factory.")]
+Arch = Annotated[
+    str | None, typer.Option(help="torchvision:NAME, timm:NAME, package.module:factory or file.py:factory.")
+]
 Weights = Annotated[str | None, typer.Option(help="The file to audit, where a folder has several formats.")]
 AllowDownload = Annotated[bool, typer.Option("--allow-download", help="Let hf:org/name be fetched from the hub.")]
 Labels = Annotated[

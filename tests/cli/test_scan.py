@@ -683,3 +683,9 @@ def test_auto_tries_normalisations_against_the_config(few: Path, tmp_path: Path,
     assert run(arguments) == 3
     assert run([*arguments, "--preprocess", "auto"]) == 0
     assert json.loads(out.read_text())["model"]["preprocessing"]["source"].startswith("auto")
+
+
+def test_help_names_every_form_of_arch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["scan", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "torchvision:NAME, timm:NAME, package.module:factory or file.py:factory" in told
