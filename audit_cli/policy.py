@@ -83,6 +83,7 @@ class Policy:
     waivers: tuple[Waiver, ...] = ()
     path: Path | None = None
     discovered: bool = False
+    table: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)  # all of it, as the file has it
 
     @classmethod
     def load(cls, source: str | Path) -> Policy:
@@ -206,6 +207,7 @@ def _build(table: dict[str, Any], where: str, path: Path | None, *, discovered: 
         waivers=tuple(_waiver(entry, where) for entry in table.get("waivers", ())),
         path=path,
         discovered=discovered,
+        table=table,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +14,12 @@ from audit_cli.cli.scan import (
     Arch,
     Device,
     Dtype,
+    Labels,
     MaxMemory,
     Mean,
     PolicyOption,
     Preprocess,
+    Prompt,
     Quiet,
     Seed,
     Size,
@@ -27,6 +30,7 @@ from audit_cli.cli.scan import (
     Weights,
     load_policy,
     stated_preprocessing,
+    stated_prompts,
     working,
 )
 from audit_cli.errors import BudgetExceeded, UsageError
@@ -35,9 +39,11 @@ from audit_cli.report.sanitise import clean
 if TYPE_CHECKING:
     import optuna
 
+    from audit_cli.policy import Policy
     from audit_cli.repairs.tuning import Tuning
 
 UNFINISHED = 3
+SEARCH_SHARE = 0.5  # ours: of the repair's images that settings are tried with; the rest of them measures
 
 
 def tune(
@@ -53,6 +59,8 @@ def tune(
     policy: PolicyOption = None,
     arch: Arch = None,
     weights: Weights = None,
+    labels: Labels = None,
+    prompt: Prompt = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -67,13 +75,16 @@ def tune(
 ) -> int:
     """Poison a copy of MODEL with a known patch, try settings of a repair on it, and write the best as a policy.
 
+    The half of the trusted images that `repair` measures on, under the same --seed, is left alone: the other half is
+    divided again. What the policy in force says besides is kept.
+
     Use it as `audit-cli repair MODEL --method METHOD --policy OUT`. Needs the `tune` extra.
 
     Exit codes: 0 all trials done, 2 usage, 3 stopped before or the model cannot be poisoned, 4 error.
     """
     rules = load_policy(policy)
-    if importlib.util.find_spec("optuna") is None:
-        raise UsageError("tune needs Optuna; install audit-cli[tune]")
+    if importlib.util.find_spec("optuna") is None or importlib.util.find_spec("tomli_w") is None:
+        raise UsageError("tune needs Optuna and tomli-w; install audit-cli[tune]")
     from audit_cli import models
     from audit_cli.audit import feed
     from audit_cli.checkpoint import open_checkpoint
@@ -88,21 +99,26 @@ def tune(
         with open_checkpoint(model, weights=weights or rules.weights, check=context.budget.check) as checkpoint:
             raw = read_images(trusted, split=split)
             stated = stated_preprocessing(size, mean, std, preprocess)
-            subject = feed(models.build(checkpoint, arch=arch), raw, checkpoint, stated, context, preprocess == "auto")
+            prompts = stated_prompts(labels, prompt)
+            classifier = models.build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names)
+            subject = feed(classifier, raw, checkpoint, stated, context, preprocess == "auto")
             digest = checkpoint.manifest_digest
         if target >= subject.classifier.num_classes:
             raise UsageError(f"--target {target}: the model has {subject.classifier.num_classes} classes")
-        fit, holdout = divide(subject.trusted, rules.max_drop, rules.min_per_class, context.generator(stream=9))
-        study = _study(
-            store or out.with_name(f"{out.stem}-trials.log"), f"{method} {digest} {raw.digest} {seed} {target}"
-        )
+        parts = context.generator(stream=9)
+        own, _ = divide(subject.trusted, rules.max_drop, rules.min_per_class, parts, rules.min_images)
+        fit, holdout = own.split(SEARCH_SHARE, parts)
+        what = (digest, raw.digest, subject.classifier.arch, subject.preprocessing, prompts, context.dtype)
+        told = repr((*what, seed, target, rules.max_drop, rules.min_per_class, rules.min_images))
+        name = f"{method} {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        study = _study(store or out.with_name(f"{out.stem}-trials.log"), name)
         victim, attack = SelfPoisoning()(subject.classifier.on(context.device), fit, target, context)
         tuning = Tuning(method, victim, attack, fit, holdout, rules.max_drop, context)
         ended = _search(study, tuning, trials, quiet)
     if not _finished(study):
         raise ended or BudgetExceeded("no trial was finished; raise --timeout")
     best = study.best_trial
-    write_atomically(out, _fragment(method, best, _finished(study)))
+    write_atomically(out, _tuned(rules, method, best, _finished(study)))
     say(f"best: {_told(best)}; use it with repair --method {method} --policy {clean(str(out))}", quiet=quiet)
     return UNFINISHED if _finished(study) < trials else 0
 
@@ -144,14 +160,19 @@ def _told(trial: optuna.trial.FrozenTrial) -> str:
     return f"asr {trial.user_attrs['asr']:.3f}, drop {trial.user_attrs['drop']:+.3f} with {settings}"
 
 
-def _fragment(method: str, best: optuna.trial.FrozenTrial, trials: int) -> str:
-    """A policy that inherits from the default one and sets the method's hyper-parameters."""
-    lines = [
-        f"# Best of {trials} trials by self-poisoning, on held-out trusted images: the planted patch kept",
-        f"# {best.user_attrs['asr']:.1%} success, clean accuracy dropped by {best.user_attrs['drop']:.1%}.",
-        f'name = "tuned {method}"',
-        "",
-        f"[repair.settings.{method}]",
-        *(f"{key} = {value!r}" for key, value in best.params.items()),
-    ]
-    return "\n".join(lines) + "\n"
+def _tuned(rules: Policy, method: str, best: optuna.trial.FrozenTrial, trials: int) -> str:
+    """The policy in force with the method's hyper-parameters: an heir of a bundled one, or all that the user's says."""
+    import tomli_w
+
+    table: dict[str, Any] = {"extends": rules.name}
+    if rules.path is not None:
+        table = {key: value for key, value in rules.table.items() if key != "extends"}
+    if rules.calibrations:
+        table["calibration"] = {"files": [str(path.absolute()) for path in rules.calibrations]}
+    repair = dict(table.get("repair", {}))
+    repair["settings"] = {**repair.get("settings", {}), method: best.params}
+    comment = (
+        f"# Best of {trials} trials by self-poisoning, on held-out trusted images: the planted patch kept\n"
+        f"# {best.user_attrs['asr']:.1%} success, clean accuracy dropped by {best.user_attrs['drop']:.1%}.\n"
+    )
+    return comment + tomli_w.dumps({**table, "name": f"tuned {method}", "repair": repair})

@@ -9,8 +9,8 @@ is compared with the smallest of as many ordinary classes as the model has, not 
 mean the smallest of n normal variables is expected, Φ⁻¹((n − 3/8) / (n + 1/4)) (Blom: Statistical Estimates and
 Transformed Beta-Variables, 1958). σ comes from few classes, so it is pulled towards a prior as if that had been
 measured on `PRIOR_CLASSES` more. A clean model's largest score is about 1, whatever the spread of its classes. Of two
-classes one is always the smaller, and there is no spread to measure: there one has to lie lower than it does by chance in one
-model of twenty, q = √2 · Φ⁻¹(0.95).
+classes one is always the smaller, and there is no spread to measure: there one has to lie lower than it does by chance
+in one model of twenty, q = √2 · Φ⁻¹(0.95).
 
 The plain ratio to the median class (Wang et al.: Neural Cleanse, 2019, in the form of a ratio) is kept beside it.
 """

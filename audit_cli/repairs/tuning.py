@@ -59,7 +59,7 @@ PENALTY = 10.0  # ours: a point of accuracy too much counts as ten points of asr
 class SelfPoisoning:
     """How the suspect is poisoned. planted: asr under which the search would learn nothing."""
 
-    share: float = 0.2  # ours: of the trusted images that carry the patch
+    share: float = 0.4  # ours: of the images that carry the patch; 0.2 of a hundred plants nothing (digits)
     patch: float = 3 / 32  # of the image's width, Table IV's BadNets
     steps: int = 200  # ours
     lr: float = 0.01  # ours

@@ -86,6 +86,39 @@ def test_a_search_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert construct("clean_retraining", policy.settings) == CleanRetraining(lr=written)
 
 
+def test_the_policy_in_force_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another policy is another search."""
+    pytest.importorskip("optuna")
+    whole = CleanRetraining.__call__
+    tried: list[int] = []
+
+    def quick(self: CleanRetraining, pivot: Any, trusted: Any, *args: Any, **kwargs: Any) -> Any:
+        tried.append(len(trusted))
+        return whole(dataclasses.replace(self, epochs=1), pivot, trusted, *args, **kwargs)
+
+    monkeypatch.setattr(CleanRetraining, "__call__", quick)
+    out, own = tmp_path / "tuned.toml", tmp_path / "own" / "gate.toml"
+    own.parent.mkdir()
+    waiver = f'model = "{"0" * 64}"\nrule = "BD001"\nfingerprint = "{"0" * 16}"\nreason = "r"\nowner = "o"\n'
+    own.write_text(
+        'name = "gate"\n[repair]\nmax_drop = 0.05\n[repair.settings.nad]\nlr = 0.01\n'
+        f'[rules.BD111]\nseverity = "fail"\n[calibration]\nfiles = ["ours.json"]\n'
+        f"[[waivers]]\n{waiver}expires = 2030-01-01\n"
+    )
+    trials = ("--trials", "1", "--store", str(tmp_path / "trials.log"))
+    assert tune(out, *trials) == 0
+    assert Policy.load(out).rules == Policy.load("default").rules
+    assert tune(out, *trials, "--policy", str(own)) == 0
+    assert tune(out, *trials, "--policy", str(own), "--mean", "0.01", "--std", "1") == 0
+    assert tried == [tried[0]] * 3
+    assert tried[0] <= 400 // 4 + 10, "the half that a repair measures on is left alone"
+    tuned, before = Policy.load(out), Policy.load(own)
+    kept = [f.name for f in dataclasses.fields(Policy) if f.name not in ("name", "sha256", "settings", "path", "table")]
+    for name in kept:
+        assert getattr(tuned, name) == getattr(before, name), name
+    assert tuned.settings.keys() == {"nad", "clean_retraining"}
+
+
 def test_what_cannot_be_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tune(tmp_path / "t.toml", "--method", "prayer") == 2
     assert "expected one of" in capsys.readouterr().err
