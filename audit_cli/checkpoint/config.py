@@ -22,6 +22,7 @@ TOKENIZER_CAP = 16 * 2**20  # bytes; that of CLIP, 49,408 tokens, takes 2 to 4 M
 
 _RUNS_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "attn_implementation", "code_revision"})
 _CHANGES_WEIGHTS = frozenset({"quantization_config", "compression_config", "adapter_config"})
+_LEADS_ELSEWHERE = frozenset({"transformers_weights", "configuration_files"})  # to a file beside those audited
 
 
 def read_config(path: Path, name: str) -> Mapping[str, object]:
@@ -35,6 +36,10 @@ def _refuse(value: object, name: str) -> None:
     """Walk every level: composite models keep a config in a config. The depth is bounded by the JSON reader's."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
+        if key in _LEADS_ELSEWHERE:
+            raise CheckpointError(
+                f"{clean(name)}: `{key}` leads a loader to other weights or settings than those audited; remove the key"
+            )
         if isinstance(key, str) and item not in (None, False, {}):
             if key in _RUNS_CODE or (key.startswith("_attn_implementation") and item is not True):
                 raise CheckpointError(

@@ -31,7 +31,8 @@ _OTHER_WEIGHTS = re.compile(  # suffixes under which other tools look for weight
 @dataclass(frozen=True)
 class Layout:
     """root: the folder, resolved. weights: the chosen weights file or index. beside: other weights at the top level.
-    below: other weights deeper down. single: the user named a file, so `root` is merely where it lies.
+    below: other weights deeper down, and links to folders. single: the user named a file, so `root` is merely where it
+    lies.
     """
 
     root: Path
@@ -147,13 +148,18 @@ def _is_weights(root: Path, name: str) -> bool:
 
 
 def _below(root: Path) -> tuple[str, ...]:
-    """Weights files in subfolders, by suffix; links are not followed and at most _ENTRY_CAP files are looked at."""
+    """Weights files in subfolders, by suffix, and links to folders, which a loader follows; here nothing does.
+
+    At most _ENTRY_CAP files are looked at.
+    """
     found: list[str] = []
     seen = 0
-    for folder, _, files in os.walk(root):
+    for folder, folders, files in os.walk(root):
         seen += len(files)
         if seen > _ENTRY_CAP:
             raise CheckpointError(f"{clean(str(root))}: more than {_ENTRY_CAP} files; give the model its own folder")
+        links = [path for path in (Path(folder) / name for name in folders) if path.is_symlink()]
+        found += [path.relative_to(root).as_posix() for path in links]
         if Path(folder) != root:
             paths = [Path(folder) / file for file in files]
             weights = [p for p in paths if p.suffix == ".safetensors" or _OTHER_WEIGHTS.fullmatch(p.suffix)]

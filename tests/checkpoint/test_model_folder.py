@@ -228,6 +228,19 @@ def test_several_safetensors_files(tmp_path: Path) -> None:
         assert not checkpoint.load()["w"].any()
 
 
+def test_a_link_to_a_folder_is_listed(tmp_path: Path) -> None:
+    """Nothing looks inside, so nothing says that there are no weights."""
+    folder, elsewhere = tmp_path / "m", tmp_path / "elsewhere"
+    (folder / "onnx").mkdir(parents=True)
+    elsewhere.mkdir()
+    save_weights(folder / "model.safetensors", {"w": torch.ones(2)})
+    save_weights(elsewhere / "other.safetensors", {"w": torch.zeros(2)})
+    (folder / "sub").symlink_to("../elsewhere")
+    (folder / "onnx" / "deeper").symlink_to(elsewhere)
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.unaudited == ("onnx/deeper", "sub")
+
+
 def test_weights_must_be_a_bare_name(tmp_path: Path) -> None:
     save_weights(tmp_path / "model.safetensors", {"w": torch.ones(2)})
     refused(tmp_path, "not a bare file name", weights="../model.safetensors")
@@ -252,6 +265,23 @@ def test_configs_that_ask_for_code(tmp_path: Path, name: str, text: str) -> None
     save_weights(tmp_path / "model.safetensors", {"w": torch.ones(2)})
     (tmp_path / name).write_text(text)
     refused(tmp_path, rf"{name}: `.*` (makes a loader run code|changes the weights).*; ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"transformers_weights": "sub/other.safetensors"}',
+        '{"transformers_weights": null}',
+        '{"configuration_files": ["config.4.0.0.json"]}',
+        '{"configuration_files": []}',
+        '{"vision_config": {"transformers_weights": "other.safetensors"}}',
+    ],
+)
+def test_configs_that_lead_to_other_files(tmp_path: Path, text: str) -> None:
+    """`from_pretrained` would load those files; the audit is of the ones it opened."""
+    save_weights(tmp_path / "model.safetensors", {"w": torch.ones(2)})
+    (tmp_path / "config.json").write_text(text)
+    refused(tmp_path, r"config\.json: `.*` leads a loader to other weights or settings .*; remove the key")
 
 
 @pytest.mark.parametrize(
