@@ -23,6 +23,7 @@ TOKENIZER_CAP = 16 * 2**20  # bytes; that of CLIP, 49,408 tokens, takes 2 to 4 M
 _RUNS_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "attn_implementation", "code_revision"})
 _CHANGES_WEIGHTS = frozenset({"quantization_config", "compression_config", "adapter_config"})
 _LEADS_ELSEWHERE = frozenset({"transformers_weights", "configuration_files"})  # to a file beside those audited
+_LEADS_ELSEWHERE |= {"attribute_map"}  # to another setting: num_attention_heads would be read from any key
 
 
 def read_config(path: Path, name: str) -> Mapping[str, object]:

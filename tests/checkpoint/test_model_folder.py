@@ -274,11 +274,12 @@ def test_configs_that_ask_for_code(tmp_path: Path, name: str, text: str) -> None
         '{"transformers_weights": null}',
         '{"configuration_files": ["config.4.0.0.json"]}',
         '{"configuration_files": []}',
+        '{"attribute_map": {"num_attention_heads": "other"}, "other": 1, "num_attention_heads": 2}',
         '{"vision_config": {"transformers_weights": "other.safetensors"}}',
     ],
 )
-def test_configs_that_lead_to_other_files(tmp_path: Path, text: str) -> None:
-    """`from_pretrained` would load those files; the audit is of the ones it opened."""
+def test_configs_that_lead_elsewhere(tmp_path: Path, text: str) -> None:
+    """`from_pretrained` would load those files, or read those keys; the audit is of the others."""
     save_weights(tmp_path / "model.safetensors", {"w": torch.ones(2)})
     (tmp_path / "config.json").write_text(text)
     refused(tmp_path, r"config\.json: `.*` leads a loader to other weights or settings .*; remove the key")
