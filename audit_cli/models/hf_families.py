@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from audit_cli.models import hf_config
+from audit_cli.models.relative_positions import TABLE
 
 Reader = Callable[[Mapping[str, object], str], Any]
 _WINDOW_CAP = 32  # patches; the widest published is 24
@@ -74,7 +75,8 @@ class Family:
     name: of its classes in transformers, less Config and ForImageClassification. stem: a tensor only this family has.
     keys: what is taken from config.json, each with its check. fixed: what is set whatever the config says. head: its
     last linear layer. per_stage: keys whose lists must be as long as `depths`. grid: whether attention is over all
-    patches at once. one_size: whether it takes images of `image_size` and no others.
+    patches at once. one_size: whether it takes images of `image_size` and no others. older: (part of a tensor name in
+    older files, what transformers makes of it), applied in this order.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Family:
     per_stage: tuple[str, ...] = ()
     grid: bool = False
     one_size: bool = False
+    older: tuple[tuple[str, str], ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -97,10 +100,31 @@ _STILL: dict[str, object] = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+_OLDER_MLP = ((".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2."))
+_OLDER_ATTENTION = (
+    (".attention.attention.query.", ".attention.q_proj."),
+    (".attention.attention.key.", ".attention.k_proj."),
+    (".attention.attention.value.", ".attention.v_proj."),
+    (".attention.output.dense.", ".attention.o_proj."),
+)
+_OLDER_VIT = ((".encoder.layer.", ".layers."), *_OLDER_ATTENTION, *_OLDER_MLP)
+_OLDER_BEIT = (
+    *_OLDER_VIT,
+    (".encoder.relative_position_bias.", ".shared_position_bias."),
+    (".attention.attention.relative_position_bias.", ".relative_position_bias."),
+)
+_OLDER_SWIN = (
+    (".attention.self.query.", ".attention.q_proj."),
+    (".attention.self.key.", ".attention.k_proj."),
+    (".attention.self.value.", ".attention.v_proj."),
+    (f".attention.self.{TABLE}", f".attention.relative_position_bias.{TABLE}"),
+    (".attention.output.dense.", ".attention.o_proj."),
+    *_OLDER_MLP,
+)
 _PATCHES = "embeddings.patch_embeddings.projection.weight"
 FAMILIES: Mapping[str, Family] = {  # model_type -> family
-    "vit": Family("ViT", f"vit.{_PATCHES}", _VIT, _STILL, grid=True, one_size=True),
-    "deit": Family("DeiT", f"deit.{_PATCHES}", _VIT, _STILL, grid=True, one_size=True),
+    "vit": Family("ViT", f"vit.{_PATCHES}", _VIT, _STILL, grid=True, one_size=True, older=_OLDER_VIT),
+    "deit": Family("DeiT", f"deit.{_PATCHES}", _VIT, _STILL, grid=True, one_size=True, older=_OLDER_VIT),
     "beit": Family(
         "Beit",
         f"beit.{_PATCHES}",
@@ -116,6 +140,7 @@ FAMILIES: Mapping[str, Family] = {  # model_type -> family
         {**_STILL, "drop_path_rate": 0.0},
         grid=True,
         one_size=True,
+        older=_OLDER_BEIT,
     ),
     "dinov2": Family(
         "Dinov2",
@@ -131,6 +156,7 @@ FAMILIES: Mapping[str, Family] = {  # model_type -> family
         },
         {**_STILL, "drop_path_rate": 0.0},
         grid=True,
+        older=_OLDER_ATTENTION,
     ),
     "swin": Family(
         "Swin",
@@ -150,6 +176,7 @@ FAMILIES: Mapping[str, Family] = {  # model_type -> family
         },
         {**_STILL, "drop_path_rate": 0.0},
         per_stage=("num_heads",),
+        older=_OLDER_SWIN,
     ),
     "convnext": Family(
         "ConvNext",

@@ -4,8 +4,9 @@ One table says which keys of config.json a family takes, with transformers' own 
 handed to a config object of our own; every other key is ignored, and the attention implementation is ours. The module
 is made on the meta device and compared with the header before a weight is allocated.
 
-transformers gives the same tensors one name in the file and another in memory, and other names in other versions. Both
-are brought to one spelling here; weights are written back under the file's names.
+transformers gives the same tensors one name in the file and another in memory, and other names in other versions. The
+module's names are taken, and the older ones that transformers turns into them; a tensor under any other it would leave
+as it was initialised. Weights are written back under the file's names.
 
 Differs from transformers: dropout and stochastic depth are off, so a repair trains without them; images other than
 square are not supported.
@@ -25,7 +26,7 @@ from audit_cli.errors import CheckpointError, UnsupportedError
 from audit_cli.models import hf_config
 from audit_cli.models.blueprint import REMEDY, Blueprint, View, outline
 from audit_cli.models.hf_families import EVERY, FAMILIES, Family
-from audit_cli.models.relative_positions import TABLE, complete, constants
+from audit_cli.models.relative_positions import complete, constants
 from audit_cli.report.sanitise import clean
 
 _GRID_CAP = 64  # patches along a side; attention over all of them takes memory with the fourth power
@@ -66,7 +67,7 @@ def _blueprint(kind: str, family: Family, view: View, checkpoint: Checkpoint) ->
         complete=complete,
         constants=constants(view),
     )
-    return replace(blueprint, names=_names(outline(blueprint, checkpoint), view, blueprint.constants))
+    return replace(blueprint, names=_names(family, outline(blueprint, checkpoint), view, blueprint.constants))
 
 
 def _settings(kind: str, family: Family, view: View, config: Mapping[str, object]) -> dict[str, Any]:
@@ -102,30 +103,24 @@ def _make(family: Family, settings: Mapping[str, Any]) -> nn.Module:
 
 # ---- names ----
 
-_SPELLINGS = (  # applied in this order to the names of file and module alike
-    (".encoder.relative_position_bias.", ".shared_position_bias."),
-    (".encoder.layer.", ".layers."),
-    (".attention.attention.", ".attention."),
-    (".attention.self.", ".attention."),
-    (".attention.query.", ".attention.q_proj."),
-    (".attention.key.", ".attention.k_proj."),
-    (".attention.value.", ".attention.v_proj."),
-    (".attention.output.dense.", ".attention.o_proj."),
-    (".intermediate.dense.", ".mlp.fc1."),
-    (".output.dense.", ".mlp.fc2."),
-    (f".relative_position_bias.{TABLE}", f".{TABLE}"),
-    (f".attention.{TABLE}", f".{TABLE}"),
-)
+
+def _names(family: Family, module: nn.Module, view: View, derived: Mapping[str, object]) -> dict[str, str]:
+    """Module tensor name -> checkpoint tensor name; a tensor the module lacks keeps its own, for `compare` to name."""
+    ours = module.state_dict().keys()
+    names: dict[str, str] = {}
+    for short, info in view.tensors.items():
+        if info.name in derived:
+            continue
+        name, newer = f"model.{short}", f"model.{_newer(family, short)}"
+        name = newer if name not in ours and newer in ours else name
+        if name in names:
+            both = f"`{clean(names[name], 80)}` and `{clean(info.name, 80)}`"
+            raise CheckpointError(f"{both} name one tensor, and a loader takes either; export the checkpoint again")
+        names[name] = info.name
+    return names
 
 
-def _spelling(name: str) -> str:
-    for old, new in _SPELLINGS:
+def _newer(family: Family, name: str) -> str:
+    for old, new in family.older:
         name = name.replace(old, new)
     return name
-
-
-def _names(module: nn.Module, view: View, derived: Mapping[str, object]) -> dict[str, str]:
-    """Module tensor name -> checkpoint tensor name; a tensor the module lacks keeps its own, for `compare` to name."""
-    stored = {short: info.name for short, info in view.tensors.items() if info.name not in derived}
-    ours = {_spelling(name.removeprefix("model.")): name for name in module.state_dict()}
-    return {ours.get(_spelling(short), f"model.{short}"): original for short, original in stored.items()}

@@ -167,6 +167,51 @@ def test_an_index_of_its_own_is_refused(change: Callable[[Tensor], Tensor], mess
         build(checkpoint)
 
 
+# ---- names that lead to one tensor, or to none ----
+
+_SWIN_0 = "swin.encoder.layers.0.blocks.0"
+
+
+@pytest.mark.parametrize(
+    ("case", "old", "new"),
+    [
+        ("vit", "vit.encoder.layer.0.attention.attention.query.weight", "vit.layers.0.attention.q_proj.weight"),
+        ("beit", "beit.encoder.layer.1.output.dense.bias", "beit.layers.1.mlp.fc2.bias"),
+        ("swin", f"{_SWIN_0}.attention.self.query.weight", f"{_SWIN_0}.attention.q_proj.weight"),
+    ],
+)
+def test_a_tensor_under_two_spellings_is_refused(case: str, old: str, new: str, tmp_path: Path) -> None:
+    """transformers loads one of the two, and which one depends on its version."""
+    folder(tmp_path, theirs(case))
+    state = load_file(tmp_path / "model.safetensors")
+    given, other = (old, new) if old in state else (new, old)
+    save_file(state | {other: torch.zeros_like(state[given])}, tmp_path / "model.safetensors", {"format": "pt"})
+    with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match="name one tensor") as said:
+        identify(checkpoint)
+    assert f"`{old}`" in str(said.value)
+    assert f"`{new}`" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "old", "mixed"),
+    [
+        ("vit", ".layer.0.attention.attention.value.bias", ".layer.0.attention.attention.v_proj.bias"),
+        ("vit", ".layer.0.attention.attention.query.weight", ".layer.0.attention.self.query.weight"),
+        ("dinov2", ".layer.1.attention.attention.key.bias", ".layer.1.attention.attention.k_proj.bias"),
+        ("swin", ".blocks.0.attention.self.value.bias", ".blocks.0.attention.attention.value.bias"),
+    ],
+)
+def test_a_name_that_transformers_does_not_take_is_refused(case: str, old: str, mixed: str, tmp_path: Path) -> None:
+    """It would leave the tensor as initialised, a bias at zero: another network than the one audited."""
+    model = folder(tmp_path, theirs(case))
+    state = load_file(model / "model.safetensors")
+    state = {name.replace(old, mixed): tensor for name, tensor in state.items()}
+    assert any(mixed in name for name in state)
+    save_file(state, model / "model.safetensors", {"format": "pt"})
+    with open_checkpoint(model) as checkpoint, pytest.raises(CheckpointError, match=r"no `model\..*unexpected"):
+        identify(checkpoint)
+
+
 # ---- hostile configs ----
 
 HUGE = 10**12

@@ -167,6 +167,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     ("changed", "message"),
     [
         ({"conv1.weight": meta(64, 1, 7, 7)}, "takes 1 input channels; only RGB"),
+        ({"linear.weight": meta(4, 512)}, r"does not fit resnet18: unexpected `linear\.weight`"),  # beside `fc.weight`
         (
             {"layer1.0.se.fc1.weight": meta(4, 64)},
             r"does not fit resnet18: unexpected `layer1\.0\.se\.fc1\.weight`; pass",
