@@ -184,8 +184,9 @@ def embed(model: nn.Module, tokenize: Tokenizer, prompts: Prompts) -> Tensor:
 
 
 def _part(config: Mapping[str, object], key: str) -> Mapping[str, object]:
-    """One tower's config; transformers lets an old `…_dict` beside it win."""
-    value = config.get(f"{key}_dict") or config.get(key) or {}
+    """One tower's config; transformers lets an old `…_dict` beside it win, an empty one too, unless that is null."""
+    given = (config.get(name) for name in (f"{key}_dict", key))
+    value = next((value for value in given if value is not None), {})
     if not isinstance(value, dict):
         raise contradiction(key, "is not an object")
     return value

@@ -61,6 +61,7 @@ _VIT = _TRANSFORMER | {
 _CONVNEXT: dict[str, Reader] = {
     "hidden_sizes": _stages(96, 192, 384, 768),
     "depths": _stages(3, 3, 9, 3),
+    "num_stages": _whole(4, high=hf_config.LIST_CAP),
     "hidden_act": _one_of(hf_config.ACTIVATIONS, "gelu"),
     "layer_norm_eps": _epsilon(1e-12),
     "patch_size": _side(4),

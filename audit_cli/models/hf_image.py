@@ -88,8 +88,9 @@ def _settings(kind: str, family: Family, view: View, config: Mapping[str, object
         raise hf_config.contradiction("patch_size", "is larger than image_size")
     if family.grid and read["image_size"] // read["patch_size"] > _GRID_CAP:
         raise hf_config.contradiction("image_size", f"is more than {_GRID_CAP} patches")
-    if "hidden_sizes" in read and family.name.startswith("ConvNext"):
-        read["num_stages"] = len(read["depths"])
+    for key in ("num_stages", "num_hidden_layers") if "num_stages" in read else ():  # two names of one setting
+        if config.get(key, read["num_stages"]) != len(read["depths"]):
+            raise hf_config.contradiction(key, "is not the number of depths")
     return read | dict(family.fixed)
 
 

@@ -149,6 +149,8 @@ def test_labels_come_from_the_user_else_from_the_data(clip_folder: MakeClip) -> 
         ({"text__eos_token_id": -1}, "eos_token_id"),
         ({"text__hidden_size": True}, "hidden_size"),
         ({"text_config_dict": {"hidden_size": 32}}, "does not fit clip"),  # it wins in transformers too
+        ({"vision_config_dict": {}}, "does not fit clip"),  # and an empty one stands for the defaults
+        ({"text_config_dict": False}, "text_config is not an object"),
         ({"text_config": [1]}, "text_config is not an object"),
         ({"vision__num_hidden_layers": 60_000}, "num_hidden_layers promises more layers"),
         ({"vision__num_hidden_layers": 3}, r"no `vision_model\.encoder\.layers\.2"),

@@ -263,6 +263,10 @@ HOSTILE: list[tuple[str, dict[str, object], str]] = [
     ("swin", {"mlp_ratio": HUGE}, "mlp_ratio"),
     ("convnext", {"hidden_sizes": [8]}, "hidden_sizes has not as many stages"),
     ("convnext", {"hidden_sizes": [8, 65_536]}, "does not fit"),
+    ("convnext", {"num_stages": 1}, "num_stages is not the number of depths"),
+    ("convnext", {"num_hidden_layers": 1}, "num_hidden_layers is not the number of depths"),
+    ("convnextv2", {"num_stages": 4}, "num_stages is not the number of depths"),
+    ("convnextv2", {"num_stages": None}, "num_stages is not an integer"),
     ("beit", {"use_relative_position_bias": False}, "unexpected"),
     ("beit", {"layer_scale_init_value": 0}, "unexpected"),
     ("regnet", {"groups_width": 65_536}, "cannot be built|does not fit"),
@@ -333,6 +337,13 @@ def test_other_keys_reach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         torch.testing.assert_close(ours.train()(images), model(images).logits, rtol=0, atol=1e-4)
     assert not mark.exists()
+
+
+def test_stages_that_are_not_stated_are_four(tmp_path: Path) -> None:
+    """transformers builds as many as it believes there are, and leaves the weights of the others aside."""
+    path = folder(tmp_path, theirs("convnext"), num_stages=None)
+    with open_checkpoint(path) as checkpoint, pytest.raises(CheckpointError, match="num_stages is not the number"):
+        identify(checkpoint)
 
 
 def test_nothing_is_allocated_for_a_config_that_lies(folders: dict[str, Path], tmp_path: Path) -> None:
