@@ -138,7 +138,7 @@ def feed(
     What the user states wins, then the checkpoint's preprocessor config; what neither says is tried out, and with
     `auto` the normalisation always is.
     """
-    own = from_config(checkpoint.preprocessor) if checkpoint.preprocessor else None
+    own = None if (config := checkpoint.preprocessor) is None else from_config(config, checkpoint.preprocessor_file)
     fallback = Preprocessing.for_size(classifier.size, "architecture") if classifier.size else Preprocessing()
     geometry = stated if stated and stated.size else own or fallback
     data = prepare(raw, geometry, classifier.labels)

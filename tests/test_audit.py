@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 import torch
 from toys import Planted, identity
 
-from audit_cli import audit, load
-from audit_cli.audit import Subject, measure, scan
+from audit_cli import audit, load, models
+from audit_cli.audit import Subject, feed, measure, scan
+from audit_cli.checkpoint import open_checkpoint
 from audit_cli.classifier import Classifier
-from audit_cli.data import Preprocessing
+from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors.calibrated import Calibrated
-from audit_cli.errors import AuditError, BudgetExceeded, DataError, PolicyError, UnsupportedError
+from audit_cli.errors import AuditError, BudgetExceeded, DataError, PolicyError, UnsupportedError, UsageError
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
 from audit_cli.policy import Policy
@@ -40,6 +42,7 @@ class Says:
             raise self.fail
 
 
+PROCESSOR = {"image_processor_type": "ViTImageProcessor", "do_resize": False, "image_std": [0.5] * 3}
 GUILTY = Finding("BD001", 9.0, "a small trigger", "a", "mask", 3, "three")
 ORDINARY = Finding("BD001", 1.0, "an ordinary trigger", "a", "mask", 3, "three")
 
@@ -52,6 +55,29 @@ def subject(planted: Planted | None = None) -> Subject:
 
 def rules(findings: Sequence[Finding]) -> list[str]:
     return [f.rule_id for f in findings]
+
+
+class TestFeed:
+    def fed(self, folder: Path, stated: Preprocessing | None = None, auto: bool = False) -> Preprocessing:
+        """How the clean network, in `folder` with its configs, gets the trusted images."""
+        (folder / "model.safetensors").write_bytes(CLEAN.read_bytes())
+        with open_checkpoint(folder) as checkpoint:
+            raw = read_images(TRUSTED)
+            return feed(models.build(checkpoint), raw, checkpoint, stated, Context(), auto).preprocessing
+
+    def test_the_processor_of_the_whole_model_is_believed(self, tmp_path: Path) -> None:
+        for name, mean in (("preprocessor_config.json", 0.1), ("processor_config.json", 0.2)):
+            config = PROCESSOR | {"image_mean": [mean] * 3}
+            whole = {"image_processor": config} if name == "processor_config.json" else config
+            (tmp_path / name).write_text(json.dumps(whole))
+            fed = self.fed(tmp_path)
+            assert (fed.mean, fed.source) == ((mean,) * 3, name)
+
+    def test_an_empty_section_is_not_passed_over(self, tmp_path: Path) -> None:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+        (tmp_path / "processor_config.json").write_text('{"image_processor": {}}')
+        with pytest.raises(UsageError, match=r"^processor_config\.json: image_processor_type None"):
+            self.fed(tmp_path)
 
 
 class TestMeasure:

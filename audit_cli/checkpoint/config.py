@@ -1,4 +1,4 @@
-"""config.json and preprocessor_config.json as plain data.
+"""config.json, preprocessor_config.json and processor_config.json as plain data.
 
 The usual loader lets these files name Python code to import. Here they are dictionaries: keys that ask for code are
 refused outright, and `models` takes the few numbers it knows from the rest.
@@ -15,6 +15,7 @@ from audit_cli.report.sanitise import clean
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # of a whole model; holds the other as `image_processor`, and then wins
 CONFIG_CAP = 4 * 2**20  # bytes; the labels of 21,841 classes take about 1 MB
 TOKENIZER, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -31,6 +32,19 @@ def read_config(path: Path, name: str) -> Mapping[str, object]:
     document = strict_json.parse_object(path.read_bytes(), name)
     _refuse(document, name)
     return document
+
+
+def image_processor(configs: Mapping[str, Mapping[str, object]]) -> tuple[Mapping[str, object] | None, str]:
+    """The settings that transformers' AutoImageProcessor would take from `configs`, by file name, and that file's name.
+
+    They are `image_processor` of processor_config.json, unless that is missing or null; else preprocessor_config.json.
+    """
+    nested = configs.get(PROCESSOR, {}).get("image_processor")
+    if nested is None:
+        return configs.get(PREPROCESSOR), PREPROCESSOR
+    if not isinstance(nested, dict):
+        raise CheckpointError(f"{PROCESSOR}: image_processor is not an object; save the processor again")
+    return nested, PROCESSOR
 
 
 def _refuse(value: object, name: str) -> None:

@@ -19,6 +19,7 @@ from audit_cli.checkpoint.config import (
     CONFIG_CAP,
     MERGES,
     PREPROCESSOR,
+    PROCESSOR,
     SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CAP,
@@ -33,8 +34,8 @@ from audit_cli.types import Context
 
 PREFIX = "hf:"
 DOWNLOAD_CAP = 50 * 10**9  # bytes of one model; huggingface_hub itself refuses larger files over plain HTTP
-SMALL = {CONFIG: CONFIG_CAP, PREPROCESSOR: CONFIG_CAP, TOKENIZER: TOKENIZER_CAP}
-SMALL |= dict.fromkeys((VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS), TOKENIZER_CAP)
+SMALL = dict.fromkeys((CONFIG, PREPROCESSOR, PROCESSOR), CONFIG_CAP)
+SMALL |= dict.fromkeys((TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS), TOKENIZER_CAP)
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
 

@@ -23,11 +23,13 @@ from audit_cli.checkpoint.config import (
     CONFIG_CAP,
     MERGES,
     PREPROCESSOR,
+    PROCESSOR,
     SPECIAL_TOKENS,
     TOKENIZER,
     TOKENIZER_CAP,
     TOKENIZER_CONFIG,
     VOCABULARY,
+    image_processor,
     read_config,
 )
 from audit_cli.checkpoint.header import DTYPES, HEADER_CAP, TENSOR_CAP, Header, TensorInfo, read_header
@@ -46,6 +48,7 @@ class Checkpoint:
     source: the path the user gave. files: what was audited, sorted by path. manifest_digest: see `manifest_of`.
     unaudited: other weights files in the folder. tensors: from the headers. config, preprocessor: strict JSON, or None.
     metadata: the string map of the safetensors headers. total_bytes: of all tensors. origin: None for a local model.
+    preprocessor_file: where `preprocessor` was read.
     """
 
     source: Path
@@ -59,6 +62,7 @@ class Checkpoint:
     total_bytes: int
     _copy: Path
     origin: Origin | None = None
+    preprocessor_file: str = PREPROCESSOR
 
     def read(self, name: str) -> bytes | None:
         """The audited config or tokenizer file `name`, from the private copy; None when there is none."""
@@ -111,13 +115,14 @@ def open_checkpoint(
         unaudited = () if found.single else layout.unaudited(found, names, named=weights is not None)
         configs: dict[str, Mapping[str, object]] = {}
         if not found.single:
-            for name in (CONFIG, PREPROCESSOR):
+            for name in (CONFIG, PREPROCESSOR, PROCESSOR):
                 if _lies_in(found.root, name):
                     configs[name] = read_config(bring(name, cap=CONFIG_CAP), name)
             has_text = any(key.startswith("text_config") for key in configs.get(CONFIG, ()))
             for name in (TOKENIZER, VOCABULARY, MERGES, TOKENIZER_CONFIG, SPECIAL_TOKENS) if has_text else ():
                 if _lies_in(found.root, name):
                     bring(name, cap=TOKENIZER_CAP)
+        preprocessor, preprocessor_file = image_processor(configs)
         headers = {name: read_header(bring(name), name) for name in names}
         tensors = _merge(headers)
         if index is not None:
@@ -130,11 +135,12 @@ def open_checkpoint(
             unaudited=tuple(sorted({*unaudited, *origin.unaudited})) if origin else unaudited,
             tensors=tensors,
             config=configs.get(CONFIG),
-            preprocessor=configs.get(PREPROCESSOR),
+            preprocessor=preprocessor,
             metadata={key: text for header in headers.values() for key, text in header.metadata.items()},
             total_bytes=sum(info.bytes for info in tensors.values()),
             _copy=copy,
             origin=origin,
+            preprocessor_file=preprocessor_file,
         )
 
 

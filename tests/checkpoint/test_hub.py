@@ -78,6 +78,15 @@ def test_fetches_what_is_audited_and_nothing_else(hub: HubServer, tmp_path: Path
         assert torch.equal(checkpoint.load()["fc.weight"], torch.arange(512.0))
 
 
+def test_both_configs_of_the_preprocessing_are_fetched(hub: HubServer) -> None:
+    names = ["preprocessor_config.json", "processor_config.json"]
+    hub.push(FILES | dict.fromkeys(names, b'{"image_processor": {"do_resize": false}}'))
+    found = locate(MODEL, allow_download=True)
+    with open_checkpoint(found.path, weights=found.weights) as checkpoint:
+        assert [file.path for file in checkpoint.files] == ["config.json", "model.safetensors", *names]
+        assert checkpoint.preprocessor == {"do_resize": False}
+
+
 def test_nothing_is_told_about_the_user(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AI_AGENT", "x")
     hub.push(FILES)

@@ -99,6 +99,34 @@ def test_folder_with_configs(tmp_path: Path) -> None:
     assert manifest(tmp_path)[1] == checkpoint.manifest_digest
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "file"),
+    [
+        ('{"image_processor": {"do_resize": false}}', {"do_resize": False}, "processor_config.json"),
+        ('{"image_processor": {}}', {}, "processor_config.json"),
+        ('{"image_processor": null}', {"do_resize": True}, "preprocessor_config.json"),
+        ('{"processor_class": "CLIPProcessor"}', {"do_resize": True}, "preprocessor_config.json"),
+    ],
+)
+def test_the_processor_of_the_whole_model_comes_first(tmp_path: Path, text: str, value: object, file: str) -> None:
+    """In transformers its `image_processor` wins, and the file is part of what was audited, whatever it says."""
+    save_weights(tmp_path / "model.safetensors", {"w": torch.ones(2)})
+    (tmp_path / "processor_config.json").write_text(text)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.preprocessor == (value if file == "processor_config.json" else None)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_resize": true}')
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert (checkpoint.preprocessor, checkpoint.preprocessor_file) == (value, file)
+        assert "processor_config.json" in [digest.path for digest in checkpoint.files]
+
+
+@pytest.mark.parametrize("text", ['{"image_processor": []}', '{"image_processor": "x"}', '{"image_processor": false}'])
+def test_an_image_processor_that_is_no_object(tmp_path: Path, text: str) -> None:
+    save_weights(tmp_path / "model.safetensors", {"w": torch.ones(2)})
+    (tmp_path / "processor_config.json").write_text(text)
+    refused(tmp_path, r"^processor_config\.json: image_processor is not an object; save the processor again")
+
+
 def test_shards(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m")
     assert opens(folder).keys() == {"one", "two"}
@@ -260,7 +288,7 @@ def test_weights_must_be_a_bare_name(tmp_path: Path) -> None:
         '{"quantization_config": {"quant_method": "x"}}',
     ],
 )
-@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "processor_config.json"])
 def test_configs_that_ask_for_code(tmp_path: Path, name: str, text: str) -> None:
     save_weights(tmp_path / "model.safetensors", {"w": torch.ones(2)})
     (tmp_path / name).write_text(text)

@@ -187,6 +187,8 @@ def test_older_configs_with_bare_numbers() -> None:
 def test_strange_configs_are_refused_with_the_remedy(change: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"preprocessor_config\.json: .*pass --size, --mean and --std"):
         from_config(VIT | change)
+    with pytest.raises(UsageError, match=r"^processor_config\.json: .*pass --size, --mean and --std"):
+        from_config(VIT | change, "processor_config.json")
 
 
 @pytest.mark.parametrize("crop_pct", [0, -1, 1e-9, float("inf"), 10**400, "0.9"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import models as hf
 
 from audit_cli.checkpoint import open_checkpoint
+from audit_cli.checkpoint.save import save_weights
 from audit_cli.data import RawImages, from_config
 from audit_cli.models import build
 
@@ -91,7 +92,7 @@ def our_logits(path: Path, images: list[Image.Image]) -> Tensor:
     raw = RawImages.of(arrays, np.zeros(len(arrays), dtype=np.int64), ("a",), "test")
     with open_checkpoint(path) as checkpoint, torch.no_grad():
         assert checkpoint.preprocessor is not None
-        preprocessing = from_config(checkpoint.preprocessor)
+        preprocessing = from_config(checkpoint.preprocessor, checkpoint.preprocessor_file)
         assert preprocessing.mean is not None
         assert preprocessing.std is not None
         ours = build(checkpoint, mean=preprocessing.mean, std=preprocessing.std)
@@ -132,3 +133,29 @@ def test_the_processor_as_older_versions_wrote_it(tmp_path: Path) -> None:
     with torch.no_grad():
         pixels = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in images])
         torch.testing.assert_close(our_logits(tmp_path, images), model(pixels).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_processor_of_the_whole_model(legacy: bool, tmp_path: Path) -> None:
+    """Its `image_processor` section is what transformers takes, whatever preprocessor_config.json says beside it."""
+    model = model_and_folder("vit-as-it-is", tmp_path)[0]
+    beside = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    section = None if legacy else beside | {"do_normalize": True, "image_mean": [0.9, 0.1, 0.5]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": section}))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, local_files_only=True)
+    assert processor.do_normalize is not legacy
+    images = photographs([(32, 32), (32, 32)])
+    with torch.no_grad():
+        expected = model(processor(images, return_tensors="pt")["pixel_values"]).logits
+    torch.testing.assert_close(our_logits(tmp_path, images), expected, rtol=0, atol=1e-4)
+
+
+def test_what_a_clip_processor_saves(tmp_path: Path) -> None:
+    """transformers 5 writes processor_config.json and no preprocessor_config.json."""
+    save_weights(tmp_path / "model.safetensors", {"w": torch.ones(1)})
+    tokenizer = transformers.CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[])
+    transformers.CLIPProcessor(pil("clip", "CLIP")(**_CROP), tokenizer).save_pretrained(tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.preprocessor is not None
+        found = from_config(checkpoint.preprocessor, checkpoint.preprocessor_file)
+    assert (found.size, found.resize, found.source) == ((32, 32), 37, "processor_config.json")
