@@ -16,7 +16,7 @@ from audit_cli.checkpoint.header import DTYPES
 from audit_cli.classifier import Classifier
 from audit_cli.errors import UnsupportedError, UsageError
 from audit_cli.models import cifar_resnet, clip, custom, hf_image, hf_resnet, resnet
-from audit_cli.models.blueprint import REMEDY, Blueprint, View, assemble, check, views
+from audit_cli.models.blueprint import Blueprint, View, assemble, check, remedy, views
 from audit_cli.models.prompts import Prompts
 from audit_cli.report.sanitise import clean
 
@@ -72,9 +72,7 @@ def identify(checkpoint: Checkpoint) -> Blueprint:
     kind = (checkpoint.config or {}).get("model_type")
     said = f"; config.json says `{clean(str(kind), 40)}`" if kind else ""
     where = clean(str(checkpoint.source))
-    timm = (checkpoint.config or {}).get("architecture")  # timm's own config.json has this key
-    remedy = f"{REMEDY}, or --arch timm:{clean(timm, 60)}" if isinstance(timm, str) else REMEDY
-    raise UnsupportedError(f"{where}: no known architecture has these tensors ({names}, …{said}); {remedy}")
+    raise UnsupportedError(f"{where}: no known architecture has these tensors ({names}, …{said}); {remedy(checkpoint)}")
 
 
 def prompts_of(classifier: Classifier) -> Prompts | None:

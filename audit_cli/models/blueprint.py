@@ -79,6 +79,12 @@ def views(checkpoint: Checkpoint) -> list[View]:
         found.append(View({name.removeprefix(first + dot): info for name, info in found[-1].tensors.items()}))
 
 
+def remedy(checkpoint: Checkpoint) -> str:
+    """What to pass instead of having the network recognised, with the name in a config.json of timm's."""
+    name = (checkpoint.config or {}).get("architecture")  # timm's own config.json has this key
+    return f"{REMEDY}, or --arch timm:{clean(name, 60)}" if isinstance(name, str) else REMEDY
+
+
 def check(blueprint: Blueprint, checkpoint: Checkpoint) -> nn.Module:
     """The module on the meta device, when the header agrees with it; raises `blueprint.mismatch` when not."""
     module = outline(blueprint, checkpoint)

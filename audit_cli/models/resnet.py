@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from audit_cli.checkpoint import Checkpoint
 from audit_cli.errors import UnsupportedError
-from audit_cli.models.blueprint import REMEDY, Blueprint, View
+from audit_cli.models.blueprint import REMEDY, Blueprint, View, remedy
+from audit_cli.report.sanitise import clean
 
 _NAMES: dict[tuple[str, tuple[int, ...]], str] = {  # (block, blocks per stage) -> torchvision's name
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -30,6 +31,8 @@ _NAMES: dict[tuple[str, tuple[int, ...]], str] = {  # (block, blocks per stage) 
     ("bottleneck", (3, 4, 23, 3)): "resnet101",
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
+_ARGUMENTS = {"in_chans": 3, "global_pool": "avg", "output_stride": 32}  # timm's defaults, and the network here
+_NO_MATTER = {"num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"}  # shapes tell; for training only
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,27 @@ class ResNet(nn.Module):
 
 
 def recognise(view: View, checkpoint: Checkpoint) -> Blueprint | None:
-    """A Blueprint when the names are those of a four-stage ResNet, None when they are not."""
-    return design(view, 4, _name, pad=False)
+    """A Blueprint when the names are those of a four-stage ResNet, None when they are not.
+
+    Raises UnsupportedError when timm's config.json speaks of another network: resnetblur50 has the tensors of resnet50.
+    """
+    blueprint = design(view, 4, _name, pad=False)
+    if blueprint is not None:
+        _refuse_another(blueprint.arch, checkpoint)
+    return blueprint
+
+
+def _refuse_another(arch: str, checkpoint: Checkpoint) -> None:
+    """An error when config.json is timm's and builds another network than `arch`, or `arch` with other arguments."""
+    config, where = checkpoint.config or {}, clean(str(checkpoint.source))
+    name, arguments = config.get("architecture"), config.get("model_args") or {}
+    if isinstance(name, str) and _bare(name) != _bare(arch):
+        said = f"the tensors are those of {arch}, config.json says `{clean(name, 60)}`"
+        raise UnsupportedError(f"{where}: {said}; {remedy(checkpoint)}")
+    stated = arguments if isinstance(arguments, dict) else {"model_args": arguments}
+    for key, value in stated.items():
+        if key not in _NO_MATTER and value not in (None, _ARGUMENTS.get(key)):
+            raise UnsupportedError(f"{where}: config.json changes {arch} by model_args, `{clean(key, 60)}`; {REMEDY}")
 
 
 def design(
@@ -178,6 +200,11 @@ def _torchvision_name(name: str) -> str:
     """The CIFAR habits `shortcut.0` and `linear` under torchvision's names."""
     name = re.sub(r"^linear\.(weight|bias)$", r"fc.\1", name)
     return re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)
+
+
+def _bare(name: str) -> str:
+    """The name of a network without whose weights or how it is written: `resnet50` of `tv_resnet50.tv_in1k`."""
+    return re.sub(r"^(tv|ssl|swsl|ig)_|\..*|-cifar$|[-_]", "", name.lower())
 
 
 def _name(stem: int, stages: tuple[tuple[BlockShape, ...], ...]) -> str:

@@ -60,6 +60,62 @@ def test_logits_are_torchvisions(name: str, opened: Opened, randomised: Randomis
     assert not ours.training
 
 
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [
+        (
+            "resnet50",
+            ["resnet50", "resnet50.a1_in1k", "tv_resnet50", "ResNet-50", "ssl_resnet50", ["resnetaa50"], None],
+        ),
+        ("resnext50_32x4d", ["resnext50_32x4d", "tv_resnext50_32x4d", "resnext50_32x4d.fb_swsl_ig1b_ft_in1k"]),
+        ("wide_resnet50_2", ["wide_resnet50_2", "wide_resnet50_2.tv2_in1k"]),
+    ],
+)
+def test_names_of_timm_for_the_same_network(name: str, stated: list[object]) -> None:
+    with torch.device("meta"):
+        header = header_of(torchvision.models.get_model(name, weights=None, num_classes=7))
+    for architecture in stated:
+        assert identify(replace(header, config={"architecture": architecture})).arch == name
+
+
+@pytest.mark.parametrize(
+    "stated", ["resnetblur50", "resnetaa50", "resnetblur50.bt_in1k", "resnet101", "wide_resnet50_2"]
+)
+def test_another_network_of_timm_with_the_same_tensors(stated: str) -> None:
+    """timm and transformers build what config.json names; shapes cannot tell a blurred pool from a plain one."""
+    with torch.device("meta"):
+        header = header_of(torchvision.models.resnet50(num_classes=7))
+    message = rf"tensors are those of resnet50, config\.json says `{stated}`; .*or --arch timm:{stated}$"
+    with pytest.raises(UnsupportedError, match=message):
+        identify(replace(header, config={"architecture": stated}))
+
+
+def test_a_cifar_network_may_be_named_as_the_large_one() -> None:
+    state = Reference([64, 128, 256, 512], [2, 2, 2, 2], "B").state_dict()
+    header = with_header({name: tensor.to("meta") for name, tensor in state.items()})
+    assert identify(replace(header, config={"architecture": "resnet18"})).arch == "resnet18-cifar"
+    with pytest.raises(UnsupportedError, match="--arch timm:resnet34"):
+        identify(replace(header, config={"architecture": "resnet34"}))
+
+
+def test_arguments_of_timm() -> None:
+    """timm builds the network with these: a stride or a pooling has no tensor."""
+    with torch.device("meta"):
+        header = header_of(torchvision.models.resnet18(num_classes=7))
+
+    def told(arguments: object) -> str:
+        return identify(replace(header, config={"architecture": "resnet18", "model_args": arguments})).arch
+
+    saved = {"num_classes": 7, "global_pool": "avg", "in_chans": 3, "drop_path_rate": 0.1, "act_layer": None}
+    for harmless in (saved, {}, None):
+        assert told(harmless) == "resnet18"
+    for key, value in {"output_stride": 8, "global_pool": "max", "act_layer": "silu", "in_chans": 1}.items():
+        with pytest.raises(UnsupportedError, match=f"changes resnet18 by model_args, `{key}`; pass --arch"):
+            told(saved | {key: value})
+    with pytest.raises(UnsupportedError, match="model_args"):
+        told([1])
+
+
 class Reference(nn.Module):
     """A CIFAR ResNet written down naively, under the names of the public releases."""
 
