@@ -57,14 +57,14 @@ def build(checkpoint: Checkpoint, arch: str, *, mean: Sequence[float], std: Sequ
 
 def _torchvision(checkpoint: Checkpoint, name: str) -> Blueprint:
     """torchvision's network `name`, with as many classes as the checkpoint's head has."""
-    from torchvision.models import get_model, list_models
+    from torchvision import models
 
-    if name not in list_models():
-        raise UsageError(f"--arch torchvision:{clean(name, 60)}: torchvision has no such model")
+    if name not in models.list_models(module=models):  # without detection and segmentation, which fetch a backbone
+        raise UsageError(f"--arch torchvision:{clean(name, 60)}: torchvision has no such image classifier")
     with torch.device("meta"):
-        whole = get_model(name, weights=None)
+        whole = models.get_model(name, weights=None)
     linear = [path for path, layer in whole.named_modules() if isinstance(layer, nn.Linear)]
-    return _named(checkpoint, f"torchvision:{name}", partial(get_model, name, weights=None), whole, linear[-1:])
+    return _named(checkpoint, f"torchvision:{name}", partial(models.get_model, name, weights=None), whole, linear[-1:])
 
 
 def _timm(checkpoint: Checkpoint, name: str) -> Blueprint:

@@ -122,6 +122,17 @@ def test_no_linear_layer(opened: Opened, arch: Callable[[str], str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["fasterrcnn_resnet50_fpn", "fcn_resnet50", "quantized_resnet18", "r3d_18", "raft_large"]
+)
+def test_torchvision_means_its_image_classifiers(name: str, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detection and segmentation would fetch the weights of a backbone."""
+    assert name in torchvision.models.list_models()
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", None)
+    with pytest.raises(UsageError, match=f"--arch torchvision:{name}: torchvision has no such image classifier"):
+        build(opened({"a": torch.ones(1)}), arch=f"torchvision:{name}")
+
+
+@pytest.mark.parametrize(
     "text", ["resnet18", ":x", "x:", "no.such.module:f", "nowhere.py:f", "torchvision:nonsense", "os\n.path:f", "..:f"]
 )
 def test_arch_that_names_nothing(text: str, opened: Opened) -> None:
