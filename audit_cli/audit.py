@@ -135,10 +135,12 @@ def feed(
 ) -> Subject:
     """Brings the images to the model's size and the normalisation into the model.
 
-    What the user states wins, then the checkpoint's preprocessor config; what neither says is tried out, and with
-    `auto` the normalisation always is.
+    What the user states wins, then the checkpoint's preprocessor config, which is not looked at when that leaves
+    nothing open; what neither says is tried out, and with `auto` the normalisation always is.
     """
-    own = None if (config := checkpoint.preprocessor) is None else from_config(config, checkpoint.preprocessor_file)
+    settled = stated is not None and stated.size is not None and (auto or stated.mean is not None)
+    config = None if settled else checkpoint.preprocessor
+    own = None if config is None else from_config(config, checkpoint.preprocessor_file)
     fallback = Preprocessing.for_size(classifier.size, "architecture") if classifier.size else Preprocessing()
     geometry = stated if stated and stated.size else own or fallback
     data = prepare(raw, geometry, classifier.labels)

@@ -79,6 +79,19 @@ class TestFeed:
         with pytest.raises(UsageError, match=r"^processor_config\.json: image_processor_type None"):
             self.fed(tmp_path)
 
+    @pytest.mark.parametrize("config", [{"image_processor_type": "OddImageProcessor"}, PROCESSOR | {"do_pad": True}])
+    def test_a_config_that_is_not_taken_can_be_replaced(self, config: dict[str, object], tmp_path: Path) -> None:
+        """Size and normalisation, stated or tried out, are all that it could have said; each alone is not enough."""
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+        size = Preprocessing.for_size((32, 32), "the test")
+        whole = replace(size, mean=STATED.mean, std=STATED.std)
+        assert self.fed(tmp_path, whole) == whole
+        tried = self.fed(tmp_path, size, auto=True)
+        assert (tried.size, tried.source[:5]) == ((32, 32), "auto:")
+        for stated, auto in ((None, False), (size, False), (STATED, False), (None, True)):
+            with pytest.raises(UsageError, match="pass --size, --mean and --std"):
+                self.fed(tmp_path, stated, auto)
+
 
 class TestMeasure:
     def test_the_gate_comes_first(self) -> None:
