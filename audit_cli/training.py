@@ -137,7 +137,7 @@ class Fit:
             context.progress.advance(run.step)
         with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
             while run.step < self.steps:
-                torch.manual_seed(context.seed * 1_000_003 + run.step)  # dropout draws from the global generator
+                torch.manual_seed(context.mixed(run.step))  # dropout draws from the global generator
                 value = self._step(run, images, labels, context, loss, tamper)
                 after_step(run.step)
                 context.advance(note=f"loss {value.item():.3f}" if run.step % 10 == 0 else "")

@@ -249,7 +249,11 @@ class Context:
 
     def generator(self, stream: int = 0) -> torch.Generator:
         """A CPU generator of its own for each (seed, stream), so that one algorithm's draws never shift another's."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + stream)
+        return torch.Generator().manual_seed(self.mixed(stream))
+
+    def mixed(self, stream: int) -> int:
+        """The seed of each (seed, stream) for torch, which takes 64 bits: larger numbers wrap around."""
+        return (self.seed * 1_000_003 + stream) % 2**64
 
     def autocast(self) -> torch.autocast:
         """Forward passes run under this: a no-op in float32."""

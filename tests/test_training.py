@@ -211,6 +211,11 @@ def test_another_runs_state_is_refused(tmp_path: Path, fit: Fit, context: Contex
         fit.run(network(), images, labels, context, resume=replace(resume, label=label))
 
 
+def test_a_seed_of_nanoseconds_trains() -> None:
+    images, labels = data()
+    FIT.run(network(), images, labels, Context(seed=1_760_000_000_123_456_789))
+
+
 def test_bfloat16_and_settings() -> None:
     images, labels = data()
     fitted = FIT.run(network(), images, labels, Context(dtype=torch.bfloat16))

@@ -93,6 +93,14 @@ class TestContext:
         assert len(set(draws)) == 18
         assert draw(1, 2) == draw(1, 2)
 
+    def test_a_large_seed_wraps_around(self) -> None:
+        """As of `--seed $(date +%s%N)`; whatever fits is used as it is."""
+        now = 1_760_000_000_123_456_789
+        assert Context(seed=now).generator(4).initial_seed() == (now * 1_000_003 + 4) % 2**64
+        assert Context(seed=now).mixed(4) != Context(seed=now + 1).mixed(4)
+        for seed in (0, 7, 2**43, (2**64 - 10) // 1_000_003):
+            assert Context(seed=seed).generator(4).initial_seed() == seed * 1_000_003 + 4
+
     def test_a_draw_leaves_torch_s_own_randomness_alone(self) -> None:
         before = torch.random.get_rng_state()
         torch.rand(5, generator=Context(seed=3).generator())
