@@ -83,7 +83,8 @@ class BAN:
             leaves = {name: delta.detach().requires_grad_() for name, delta in noise.items()}
             with context.autocast():
                 logits = functional_call(suspect, _apply(neurons, leaves), (x,)).float()
-            gradients = torch.autograd.grad(F.cross_entropy(logits, y), list(leaves.values()))
+            loss = F.cross_entropy(logits, y)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)  # 0 of idle layers
             for (name, delta), gradient in zip(noise.items(), gradients, strict=True):
                 noise[name] = (delta + step * gradient.sign()).clamp(-self.radius, self.radius)
             context.advance()

@@ -115,6 +115,17 @@ class TestBAN:
         monkeypatch.setattr(BAN, "_classes", lambda *_: right)
         assert scores(list(BAN(steps=1)(suspect, data, Context()))) == {0: 0, 1: 0, 2: 0, 3: 0, 4: 2 / 32}
 
+    def test_layers_that_only_training_uses_have_no_slope(self) -> None:
+        """As torchvision's GoogLeNet has them, in the branches beside."""
+        module = Small()
+        module.beside = torch.nn.BatchNorm2d(6)
+        suspect, data = Classifier(module, "fc", arch="small").frozen(), noise_data()
+        neurons = batch_norms(suspect)
+        assert {"module.norm.weight", "module.beside.weight"} < set(neurons)
+        noisy = BAN(steps=2, radius=0.3).disturbed(suspect, neurons, data, Context())
+        assert all(bool(value.isfinite().all()) for value in noisy.values())
+        assert len(scores(list(BAN(steps=2)(suspect, data, Context())))) == 5
+
     def test_does_not_apply_without_batch_norm(self) -> None:
         findings = list(BAN()(Planted().classifier(), Planted().data(), Context()))
         assert [(f.rule_id, f.score, f.target_class, f.details["applies"]) for f in findings] == [
