@@ -13,10 +13,12 @@ from audit_cli.cli.scan import (
     Arch,
     Device,
     Dtype,
+    Labels,
     MaxMemory,
     Mean,
     PolicyOption,
     Preprocess,
+    Prompt,
     Quiet,
     Seed,
     Size,
@@ -24,8 +26,10 @@ from audit_cli.cli.scan import (
     Std,
     Timeout,
     Trusted,
+    Weights,
     load_policy,
     stated_preprocessing,
+    stated_prompts,
     working,
 )
 from audit_cli.errors import UnsupportedError, UsageError
@@ -50,6 +54,9 @@ def calibrate(
     name: Annotated[str, typer.Option(help="What the calibration is called.")] = "own models",
     policy: PolicyOption = None,
     arch: Arch = None,
+    weights: Weights = None,
+    labels: Labels = None,
+    prompt: Prompt = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -79,15 +86,17 @@ def calibrate(
 
     detector = Calibrated().compared
     stated, auto = stated_preprocessing(size, mean, std, preprocess), preprocess == "auto"
+    weights, prompts = weights or rules.weights, stated_prompts(labels, prompt)
     with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
         raw = read_images(trusted, split=split)
         calibration = read(out) if out.exists() else None
         for model in models:
-            with open_checkpoint(model, check=context.budget.check) as checkpoint:
+            with open_checkpoint(model, weights=weights, check=context.budget.check) as checkpoint:
                 if calibration and any(entry.digest == checkpoint.manifest_digest for entry in calibration.models):
                     say(f"{clean(str(model))}: is in {clean(str(out))} already", quiet=quiet)
                     continue
-                subject = feed(build(checkpoint, arch=arch), raw, checkpoint, stated, context, auto)
+                classifier = build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names)
+                subject = feed(classifier, raw, checkpoint, stated, context, auto)
                 entry = _score(checkpoint, subject, rules, detector, context)
             calibration = _with(calibration, name, subject, entry, raw, detector, out)
             write_atomically(out, json.dumps(calibration.document(), indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +87,33 @@ class TestCalibrate:
         arguments = ["calibrate", str(CLEAN[0]), "--trusted", str(TRUSTED), "--out", str(out), *plain]
         assert run(arguments) == 3
         assert not out.exists()
+
+    def test_labels_and_prompts_of_a_clip_model(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """As scan has them: the trusted images' class names are the labels unless a file gives others."""
+        out, labels = tmp_path / "clip.json", tmp_path / "labels.txt"
+        words = ["calibrate", str(FIXTURES / "clip-clean"), "--trusted", str(TRUSTED), "--out", str(out), "--quiet"]
+        assert run(words) == 0
+        (known,) = read(out).models
+        assert (known.arch, read(out).domain.classes) == ("clip-vit-3x48-patch8-32", tuple("0123456789"))
+        assert known.accuracy > 0.9
+        out.unlink()
+        labels.write_text("\n".join(reversed("0123456789")))
+        assert run([*words, "--labels", str(labels), "--prompt", "the number {}"]) == 0
+        assert read(out).models[0].accuracy > 0.9
+        out.unlink()
+        labels.write_text("\n".join(f"no {digit}" for digit in range(10)))
+        assert run([*words, "--labels", str(labels)]) == 2
+        assert "are not among the model's labels" in capsys.readouterr().err
+
+    def test_of_several_weights_files_one_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder, out = shutil.copytree(FIXTURES / "vit-clean", tmp_path / "vit"), tmp_path / "vit.json"
+        shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+        (folder / "model.safetensors").rename(folder / "one.safetensors")
+        words = ["calibrate", str(folder), "--trusted", str(TRUSTED), "--out", str(out), "--quiet"]
+        assert run(words) == 2
+        assert "--weights" in capsys.readouterr().err
+        assert run([*words, "--weights", "one.safetensors"]) == 0
+        assert len(read(out).models) == 1
 
     def test_a_scan_uses_it_for_models_as_accurate(self, tmp_path: Path) -> None:
         out = tmp_path / "digits.json"
