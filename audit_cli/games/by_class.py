@@ -33,7 +33,7 @@ def with_by_class(
     The clean models are those of `reference`, or where that is empty those among the cells, each model once; no cell is
     compared with its own model. Nothing is fitted on poisoned ones. Unchanged when fewer than three clean models are
     there."""
-    known = [cell for cell in (reference or cells) if cell["attack"] == CLEAN and not cell.get("turn")]
+    known = clean_models(reference or cells)
     rows = sorted({row for cell in (*cells, *known) for row in calibrated_scores(cell, families)})
     classes = sorted(
         {c for cell in (*cells, *known) for row in calibrated_scores(cell, families).values() for c in row}
@@ -52,6 +52,15 @@ def with_by_class(
         told = {"p_value": float(p.min()), "named": _named(t, p, families_of(rows), classes)}
         found.append({**cell, "scores": {**cell["scores"], BY_CLASS: _row(t.amax(0).tolist(), classes)}, **told})
     return found
+
+
+def clean_models(cells: Cells) -> list[Mapping[str, Any]]:
+    """The cells of clean models, of each model the first; runs under other seeds are left out."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for cell in cells:
+        if cell["attack"] == CLEAN and not cell.get("turn"):
+            found.setdefault(cell["victim"], cell)
+    return list(found.values())
 
 
 def _named(t: Tensor, p: Tensor, families: Sequence[str], classes: Sequence[str]) -> int:

@@ -108,6 +108,14 @@ def test_another_benchs_clean_models_can_be_the_reference() -> None:
     assert (clean["clean"], clean["flagged"]) == (2, 0.5)
 
 
+def test_a_model_that_is_given_twice_counts_once() -> None:
+    reference = [cell("clean", 1.2 + 0.01 * k, 0.6 + 0.005 * k) for k in range(10)]
+    suspect = cell("badnets", 1.2, 1.1)
+    once, twice = (with_by_class([suspect], known) for known in (reference, [*reference, *reference]))
+    assert once == twice
+    assert once[0]["p_value"] == pytest.approx(1 / 11)
+
+
 def test_the_p_value_is_the_calibrations() -> None:
     """The same numbers, asked for as a scan asks for them."""
     reference = [cell("clean", 1.2 + 0.01 * k, 0.6 + 0.02 * (k % 7)) for k in range(20)]
