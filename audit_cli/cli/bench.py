@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,8 +176,8 @@ def table(
             statistic = summary.Statistic(BY_CLASS if compared else wanted)
             plots.by_count(scored or victims, statistic, by_count, with_by_class(known))
     tiers = ", ".join(sorted({f"{c['tier']}" for game in TABLES for c in cells[game]}))
-    text = json.dumps({"tier": tiers, **rows}, indent=1) if as_json else ""
-    text = text or "\n".join(f"\n### {name} (tier {tiers})\n\n{tables.markdown(of)}" for name, of in rows.items())
+    written = (f"\n### {name} (tier {tiers})\n\n{tables.markdown(of)}" for name, of in rows.items())
+    text = tables.as_json(tiers, rows) if as_json else "\n".join(written)
     if out:
         write_atomically(out, text.strip() + "\n")
     else:

@@ -1,9 +1,10 @@
-"""Rows as Markdown, for a README and for the terminal."""
+"""Rows as Markdown, for a README and for the terminal, and as JSON."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from audit_cli.games.summary import Row
 
@@ -18,6 +19,16 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [columns, ["-" * width for width in widths], *cells]
     padded = (" | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
     return "\n".join(f"| {line} |" for line in padded)
+
+
+def as_json(tier: str, tables: Mapping[str, Sequence[Row]]) -> str:
+    """Tables by name; null where there is no number to tell."""
+
+    def told(value: object) -> object:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    rows = {name: [{key: told(value) for key, value in row.items()} for row in of] for name, of in tables.items()}
+    return json.dumps({"tier": tier, **rows}, indent=1, allow_nan=False)
 
 
 def _text(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from audit_cli.games.summary import (
     statistics,
     tpr_at,
 )
-from audit_cli.games.tables import markdown
+from audit_cli.games.tables import as_json, markdown
 from audit_cli.metrics import auroc
 
 
@@ -184,3 +185,11 @@ def test_markdown() -> None:
         "| x | 123.5 |   |",
     ]
     assert markdown([]) == ""
+
+
+def test_json_has_null_where_there_is_no_number() -> None:
+    rows = [{"a": float("nan"), "b": 0.5}, {"a": float("inf"), "b": None, "c": "x"}]
+    assert json.loads(as_json("S", {"t": rows}), parse_constant=pytest.fail) == {
+        "tier": "S",
+        "t": [{"a": None, "b": 0.5}, {"a": None, "b": None, "c": "x"}],
+    }
