@@ -14,6 +14,7 @@ from audit_cli.games.summary import (
     Row,
     Statistic,
     bootstrap,
+    false_alarms,
     fires,
     flagged,
     grouped,
@@ -32,8 +33,9 @@ def ablation_table(cells: Cells, reference: Cells = ()) -> list[Row]:
     for BD001 as a calibration from the clean models compares them, there with each of those that it leaves out, too.
 
     auc: of all planted victims of all attacks against the clean models, those of `reference` where it has some, so that
-    an attack counts as often as it has victims. cpu s: of the families used, mean over the models whose cells tell it
-    of all families, else of the whole detector.
+    an attack counts as often as it has victims. false alarms: of those clean models by score; None class by class,
+    where they are compared with one another (`false_alarms`). cpu s: of the families used, mean over the models whose
+    cells tell it of all families, else of the whole detector.
     """
     most = max((len(c.get("costs", {})) for c in cells), default=0)
     timed = [c for c in cells if len(c.get("costs", {})) == most]
@@ -58,8 +60,8 @@ def _worth(
     row: Row = {"statistic": name, "clean": len(negatives), "planted": len(positives)}
     row |= {"auc": auroc(negatives, positives), "low": low, "high": high}
     row |= {"tpr@0.05": tpr_at(negatives, positives, 0.05)}
-    alarms, caught = flagged(clean, statistic), flagged(planted, statistic)
-    if alarms and caught:
+    alarms, caught = false_alarms(clean, statistic), flagged(planted, statistic)
+    if "flagged" in alarms and caught:
         row |= {"false alarms": alarms["flagged"], "flagged": caught["flagged"]}
     return [row | {"cpu s": mean(cost(c, priced) for c in timed)}]
 

@@ -26,9 +26,9 @@ def with_by_class(
     cells: Cells, reference: Cells = (), families: Collection[str] | None = None
 ) -> list[Mapping[str, Any]]:
     """The cells of one detector with what a calibration of clean models would say of them: as a score of the rule
-    BY_CLASS, every class's statistic; `p_value`, the model's smallest; and `named`, the class with the largest
-    statistic, of a trigger's where one convicts, as a verdict names it. families: those that count; None for those
-    that a calibration compares.
+    BY_CLASS, every class's statistic; `p_value`, the model's smallest; `named`, the class with the largest statistic,
+    of a trigger's where one convicts, as a verdict names it; and `among`, is it one of those clean models itself?
+    families: those that count; None for those that a calibration compares.
 
     The clean models are those of `reference`, or where that is empty those among the cells, each model once; no cell is
     compared with its own model. Nothing is fitted on poisoned ones. Unchanged when fewer than three clean models are
@@ -50,6 +50,7 @@ def with_by_class(
         t = statistic(standard(own, others)[None], members, rows)[0].nan_to_num(-torch.inf)
         p = conformal(own, others, rows).p.nan_to_num(1.0)
         told = {"p_value": float(p.min()), "named": _named(t, p, families_of(rows), classes)}
+        told |= {"among": len(others) < len(logs)}
         found.append({**cell, "scores": {**cell["scores"], BY_CLASS: _row(t.amax(0).tolist(), classes)}, **told})
     return found
 

@@ -124,7 +124,7 @@ def detection_table(
 ) -> list[Row]:
     """A row per attack and count against the clean population of the same detector, or that of `reference`, and one for
     the cells' own clean models. Victims whose attack did not take are left out and counted. flagged: share over the
-    default policy's threshold, or with a p-value it does not accept."""
+    default policy's threshold, or with a p-value it does not accept; of clean models see `false_alarms`."""
     own = [c for c in cells if c["attack"] == CLEAN]
     clean = scores_of([c for c in reference if c["attack"] == CLEAN] or own, statistic)
     rows: list[Row] = []
@@ -144,7 +144,7 @@ def detection_table(
             row["target named"] = mean(map(float, right))
         rows.append(row)
     if own:
-        rows.append({"attack": CLEAN, "clean": len(own), **flagged(own, statistic)})
+        rows.append({"attack": CLEAN, **false_alarms(own, statistic)})
     return rows
 
 
@@ -160,13 +160,23 @@ def fires(cell: Mapping[str, Any], statistic: Statistic) -> bool | None:
 
 
 def flagged(cells: Sequence[Mapping[str, Any]], statistic: Statistic) -> Row:
-    """Share of the models that the default policy fails by `statistic`, with a 95 % Wilson interval: false alarms where
-    they are clean. Empty where nothing is decided by it."""
+    """Share of the models that the default policy fails by `statistic`, with a 95 % Wilson interval. Empty where
+    nothing is decided by it."""
     told = [fired for cell in cells if (fired := fires(cell, statistic)) is not None]
     if not told:
         return {}
     low, high = wilson(sum(told), len(told))
     return {"flagged": sum(told) / len(told), "flagged from": low, "flagged to": high}
+
+
+def false_alarms(clean: Sequence[Mapping[str, Any]], statistic: Statistic) -> Row:
+    """`flagged` of clean models, and how many they are. Class by class only those count that are not among the models
+    compared with; where none is left, the rate is None: of n models compared with one another the most unusual
+    floor(alpha n) are flagged, whatever they are like."""
+    outside = [cell for cell in clean if statistic.rule != BY_CLASS or not cell.get("among")]
+    if outside:
+        return {"clean": len(outside), **flagged(outside, statistic)}
+    return {"clean": len(clean), **dict.fromkeys(flagged(clean, statistic))}
 
 
 def scores_of(cells: Sequence[Mapping[str, Any]], statistic: Statistic) -> Tensor:

@@ -10,7 +10,8 @@ from audit_cli.games.summary import Row
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table; columns in order of first appearance, empty where a row has no value."""
+    """A Markdown table; columns in order of first appearance, empty where a row has no value, a dash where it is None:
+    where a number would mean nothing."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if not columns:
         return ""
@@ -34,4 +35,4 @@ def as_json(tier: str, tables: Mapping[str, Sequence[Row]]) -> str:
 def _text(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-    return "" if value is None else str(value)
+    return "–" if value is None else str(value)

@@ -162,21 +162,24 @@ def test_tables_of_nothing_and_of_rubbish(here: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_bench_is_compared_with_another_ones_clean_models(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def played(bench: str, scores: list[float]) -> Path:
+    def played(bench: str, scores: list[float], first: int = 0) -> Path:
         folder = here / bench / "detectability"
         folder.mkdir(parents=True)
-        for k, score in enumerate(scores):
+        for k, score in enumerate(scores, start=first):
             cell = {"tier": "S", "detector": "sizes", "attack": "clean", "poison_count": 0, "planted": False}
             cell |= {"victim": f"v{k}", "arch": "a", "target": None, "asr": None, "cda": {"value": 0.8}}
             cell |= {"cpu_seconds": 1.0, "scores": {"BD001/additive": {"0": [score, 1.0], "1": [1.0, 1.0]}}}
             (folder / f"v{k}.json").write_text(json.dumps(cell))
         return folder.parent
 
-    known, own = played("known", [1 + k / 100 for k in range(20)]), played("own", [1.05, 1.5])
+    known, own = played("known", [1 + k / 100 for k in range(20)]), played("own", [1.05, 1.5], first=20)
     words = ["bench", "table", str(own), "--rule", "BD001 by class", "--json"]
     assert run([*words, "--against", str(known)]) == 0
     rows = json.loads(capsys.readouterr().out)["detectability, sizes, BD001 by class"]
     assert [(row["clean"], row["flagged"]) for row in rows] == [(2, 0.5)]
+    assert run([*words[:2], str(known), *words[3:]]) == 0
+    rows = json.loads(capsys.readouterr().out)["detectability, sizes, BD001 by class"]
+    assert rows[0]["flagged"] is None, "among themselves one in twenty is flagged whatever they are like"
     assert run([*words, "--against", str(here / "nowhere")]) == 2
     assert "nowhere: holds no detectability cells of clean models" in capsys.readouterr().err
 

@@ -11,9 +11,10 @@ import pytest
 
 from audit_cli.calibration import Calibration, Clean, Domain
 from audit_cli.conformal import SLACK
-from audit_cli.games.ablation import stability_table
+from audit_cli.games.ablation import ablation_table, stability_table
 from audit_cli.games.by_class import BY_CLASS, with_by_class
 from audit_cli.games.summary import Statistic, detection_table
+from audit_cli.games.tables import markdown
 
 
 def cell(attack: str, first: float, second: float, victim: str = "", turn: int = 0) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def cell(attack: str, first: float, second: float, victim: str = "", turn: int =
         "planted": attack != "clean",
         "target": None if attack == "clean" else 1,
         "asr": None if attack == "clean" else {"value": 0.9},
+        "cpu_seconds": 1.0,
         "scores": {"BD001/additive": {"0": [first, 1.0], "1": [second, 1.0]}, "BD002/mask": {"0": [9.0, 1.0]}},
     }
 
@@ -114,6 +116,25 @@ def test_a_model_that_is_given_twice_counts_once() -> None:
     once, twice = (with_by_class([suspect], known) for known in (reference, [*reference, *reference]))
     assert once == twice
     assert once[0]["p_value"] == pytest.approx(1 / 11)
+
+
+def test_clean_models_compared_with_one_another_tell_no_false_alarms() -> None:
+    """Of twenty exactly one has a p-value of 5 %, whatever they are like; by score they may tell."""
+    bag = [cell("clean", 1.2 + 0.01 * k, 0.6 + 0.005 * k) for k in range(20)]
+    empty = {"flagged": None, "flagged from": None, "flagged to": None}
+    cells = with_by_class([*bag, cell("badnets", 1.2, 1.1)])
+    assert sorted(c["p_value"] for c in cells[:20]) == pytest.approx([k / 20 for k in range(1, 21)])
+    attack, clean = detection_table(cells, Statistic(BY_CLASS))
+    assert attack["flagged"] == 1.0
+    assert clean == {"attack": "clean", "clean": 20, **empty}
+    assert detection_table(cells, Statistic("BD001"))[1]["flagged"] == 0.0
+    assert markdown([clean]).endswith("| clean  | 20    | –       | –            | –          |")
+    among = with_by_class([bag[0], cell("clean", 1.25, 1.1)], bag)
+    assert [c["among"] for c in among] == [True, False]
+    assert [(r["clean"], r["flagged"]) for r in detection_table(among, Statistic(BY_CLASS))] == [(1, 1.0)]
+    planted = [cell("badnets", 1.2, 1.1 + 0.1 * k, f"p{k}") for k in range(2)]
+    rows = {row["statistic"]: row["false alarms"] for row in ablation_table([*bag, *planted])}
+    assert rows == {"BD001": 0.0, "BD002": 1.0, BY_CLASS: None}
 
 
 def test_the_p_value_is_the_calibrations() -> None:
