@@ -145,7 +145,8 @@ def table(
     from audit_cli.calibration import RULE
     from audit_cli.checkpoint.save import write_atomically
     from audit_cli.games import summary, tables
-    from audit_cli.games.by_class import BY_CLASS, with_by_class
+    from audit_cli.games.against import Against
+    from audit_cli.games.by_class import BY_CLASS
     from audit_cli.games.cells import read_cells
     from audit_cli.games.config import CLEAN
 
@@ -156,9 +157,10 @@ def table(
     victims = cells["zoo"] or list({c["victim"]: c for game in TABLES for c in cells[game]}.values())
     rows["attacks"] = summary.attacks_table(victims, by_network)
     others = [cell for bench in against or () for cell in read_cells(bench / "detectability")]
+    where = f"--against {clean(', '.join(map(str, against or ())))}"
     if against and not any(cell["attack"] == CLEAN for cell in others):
-        raise UsageError(f"--against {clean(str(against[0]))}: holds no detectability cells of clean models")
-    rows |= _detection(cells["detectability"], others, rule, what_pays)
+        raise UsageError(f"{where}: holds no detectability cells of clean models")
+    rows |= _detection(cells["detectability"], others, rule, what_pays, where)
     if cells["robustness"]:
         rows["robustness"] = summary.repair_table(cells["robustness"])
         if beside := summary.side_by_side(cells["robustness"]):
@@ -169,12 +171,11 @@ def table(
         if trade_off:
             plots.trade_off(cells["robustness"], trade_off)
         if by_count:
-            known = [cell for cell in others if not cell.get("turn")]
-            scored = with_by_class([c for c in cells["detectability"] if not c.get("turn")], known)
+            known = Against([c for c in cells["detectability"] if not c.get("turn")], others)
             wanted = RULE if rule == "all" else rule
-            compared = wanted == RULE and any(s.rule == BY_CLASS for s in summary.statistics(scored))
+            compared = wanted == RULE and any(s.rule == BY_CLASS for s in summary.statistics(known.scored))
             statistic = summary.Statistic(BY_CLASS if compared else wanted)
-            plots.by_count(scored or victims, statistic, by_count, with_by_class(known))
+            plots.by_count(known.scored or victims, statistic, by_count, known.reference(statistic))
     tiers = ", ".join(sorted({f"{c['tier']}" for game in TABLES for c in cells[game]}))
     written = (f"\n### {name} (tier {tiers})\n\n{tables.markdown(of)}" for name, of in rows.items())
     text = tables.as_json(tiers, rows) if as_json else "\n".join(written)
@@ -186,28 +187,37 @@ def table(
 
 
 def _detection(
-    cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], rule: str, what_pays: bool
+    cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], rule: str, what_pays: bool, where: str
 ) -> dict[str, list[dict[str, Any]]]:
     """The tables of the detectability game, for each detector: by statistic, over seeds, and what each part adds.
-    others: cells of benches whose clean models are compared with; none: the cells' own."""
+    others: cells of the benches `where`, whose clean models are compared with; none: the cells' own. Raises UsageError
+    when they hold nothing to compare a detector's scores with."""
     from audit_cli.calibration import RULE
     from audit_cli.games import ablation, summary
-    from audit_cli.games.by_class import BY_CLASS, with_by_class
+    from audit_cli.games.against import Against
+    from audit_cli.games.by_class import BY_CLASS
+
+    def asked(statistic: summary.Statistic) -> bool:
+        return rule in ("all", statistic.name) or (rule, statistic.name) == (RULE, BY_CLASS)
 
     rows: dict[str, list[dict[str, Any]]] = {}
     for (detector,), group in summary.grouped(cells, "detector").items():
-        known = [cell for cell in others if cell["detector"] == detector and not cell.get("turn")]
-        every, reference = with_by_class(group, known), with_by_class(known)
-        once = [cell for cell in every if not cell.get("turn")]
-        for statistic in summary.statistics(once):
-            if rule in ("all", statistic.name) or (rule, statistic.name) == (RULE, BY_CLASS):
-                table = summary.detection_table(once, statistic, reference=reference)
-                rows[f"detectability, {detector}, {statistic.name}"] = table
-                if len(once) < len(every) and (stable := ablation.stability_table(every, statistic)):
-                    rows[f"stability, {detector}, {statistic.name}"] = stable
+        known = Against(group, others)
+        told = [statistic for statistic in known.statistics if what_pays or asked(statistic)]
+        if others and told and not any(map(known.reference, told)):
+            raise UsageError(
+                f"{where}: holds no clean models with the scores of `{clean(str(detector), 40)}`; "
+                "play its detectability with that detector, or leave it away"
+            )
+        once = [cell for cell in known.scored if not cell.get("turn")]
+        for statistic in filter(asked, summary.statistics(once)):
+            table = summary.detection_table(once, statistic, reference=known.reference(statistic))
+            rows[f"detectability, {detector}, {statistic.name}"] = table
+            if len(once) < len(group) and (stable := ablation.stability_table(known.scored, statistic)):
+                rows[f"stability, {detector}, {statistic.name}"] = stable
         if what_pays:
             alone = [cell for cell in group if not cell.get("turn")]
-            rows[f"ablation, {detector}"] = ablation.ablation_table(alone, known)
+            rows[f"ablation, {detector}"] = ablation.ablation_table(alone, others)
     return rows
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from audit_cli.calibration import RULE
 from audit_cli.detectors.calibrated import APART
-from audit_cli.games.by_class import BY_CLASS, with_by_class
+from audit_cli.games.against import comparable
+from audit_cli.games.by_class import BY_CLASS, families_compared, with_by_class
 from audit_cli.games.config import CLEAN
 from audit_cli.games.summary import (
     Row,
@@ -32,19 +33,22 @@ def ablation_table(cells: Cells, reference: Cells = ()) -> list[Row]:
     """For every rule of one detector's cells: all its families together, each alone, and all but each; by score, and
     for BD001 as a calibration from the clean models compares them, there with each of those that it leaves out, too.
 
-    auc: of all planted victims of all attacks against the clean models, those of `reference` where it has some, so that
-    an attack counts as often as it has victims. false alarms: of those clean models by score; None class by class,
-    where they are compared with one another (`false_alarms`). cpu s: of the families used, mean over the models whose
-    cells tell it of all families, else of the whole detector.
+    auc: of all planted victims of all attacks against the clean models, those of `reference` that are comparable where
+    it has some, so that an attack counts as often as it has victims. false alarms: of those clean models by score; None
+    class by class, where they are compared with one another (`false_alarms`). cpu s: of the families used, mean over
+    the models whose cells tell it of all families, else of the whole detector.
     """
     most = max((len(c.get("costs", {})) for c in cells), default=0)
     timed = [c for c in cells if len(c.get("costs", {})) == most]
     rows = []
     for statistic in variants(cells):
-        rows += _worth(statistic.name, cells, reference or cells, statistic, timed, statistic)
+        known = comparable(cells, reference, statistic) if reference else cells
+        rows += _worth(statistic.name, cells, known, statistic, timed, statistic)
     for name, families in compared(cells).items():
-        every, known = (with_by_class(c, reference, families) for c in (cells, reference or cells))
-        rows += _worth(name, every, known, Statistic(BY_CLASS), timed, Statistic(RULE, families))
+        priced = Statistic(RULE, families)
+        known = comparable(cells, reference, priced) if reference else cells
+        every, standing = (with_by_class(c, known, families) for c in (cells, known))
+        rows += _worth(name, every, standing, Statistic(BY_CLASS), timed, priced)
     return rows
 
 
@@ -84,7 +88,7 @@ def compared(cells: Cells) -> dict[str, tuple[str, ...]]:
     it leaves out."""
     keys = dict.fromkeys(key for cell in cells for key in cell["scores"])
     every = [family for rule, _, family in (key.partition("/") for key in keys) if rule == RULE]
-    usual = tuple(f for f in every if f not in APART)
+    usual = families_compared(cells)
     found = {BY_CLASS: usual} if usual else {}
     if len(every) > 1:
         found |= {f"{BY_CLASS}, {f} alone": (f,) for f in every}

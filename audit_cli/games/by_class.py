@@ -64,6 +64,12 @@ def clean_models(cells: Cells) -> list[Mapping[str, Any]]:
     return list(found.values())
 
 
+def families_compared(cells: Cells) -> tuple[str, ...]:
+    """The families that a calibration made of such cells compares."""
+    keys = dict.fromkeys(key for cell in cells for key in cell["scores"])
+    return tuple(f for rule, _, f in (key.partition("/") for key in keys) if rule == RULE and f not in APART)
+
+
 def _named(t: Tensor, p: Tensor, families: Sequence[str], classes: Sequence[str]) -> int:
     """The class with the largest statistic t (families, classes); where triggers convict, among these alone."""
     triggers = torch.tensor([family in FAMILIES for family in families])[:, None]

@@ -60,10 +60,10 @@ def by_count(
     cells: Sequence[Mapping[str, Any]],
     statistic: Statistic,
     path: Path,
-    reference: Sequence[Mapping[str, Any]] = (),
+    reference: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """asr and detectability against the poison count, one line per attack: undetectability versus robustness. Attacks
-    with one count are left out where others have several. reference: the clean models, where not the cells' own."""
+    with one count are left out where others have several. reference: the clean models, None: the cells' own."""
     plt = _pyplot()
     several = {attack for (attack,), of in grouped(cells, "attack").items() if len(grouped(of, "poison_count")) > 1}
     cells = [cell for cell in cells if not several or cell["attack"] in several | {CLEAN}]

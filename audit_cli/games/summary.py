@@ -85,11 +85,16 @@ class Statistic:
         best = max(self._scores(cell), key=lambda entry: entry[2], default=None)
         return None if best is None or best[1] == "None" else int(best[1])
 
+    def counts(self, key: str) -> bool:
+        """Is it made of the cells' scores under `key`, RULE or RULE/FAMILY?"""
+        rule, _, family = key.partition("/")
+        return rule == self.rule and (self.families is None or family in self.families)
+
     def _scores(self, cell: Mapping[str, Any]) -> list[tuple[str, str, float]]:
         found = []
         for key, classes in cell["scores"].items():
-            rule, _, family = key.partition("/")
-            if rule == self.rule and (self.families is None or family in self.families):
+            if self.counts(key):
+                rule, _, family = key.partition("/")
                 limit = unit(rule, family)
                 found += [(family, c, values[0] / limit) for c, values in classes.items()]
         return found
@@ -120,13 +125,13 @@ def detection_table(
     cells: Sequence[Mapping[str, Any]],
     statistic: Statistic,
     seed: int = 0,
-    reference: Sequence[Mapping[str, Any]] = (),
+    reference: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Row]:
-    """A row per attack and count against the clean population of the same detector, or that of `reference`, and one for
-    the cells' own clean models. Victims whose attack did not take are left out and counted. flagged: share over the
+    """A row per attack and count against the clean models of `reference`, None: the cells' own, and one for the cells'
+    own clean models. Victims whose attack did not take are left out and counted. flagged: share over the
     default policy's threshold, or with a p-value it does not accept; of clean models see `false_alarms`."""
     own = [c for c in cells if c["attack"] == CLEAN]
-    clean = scores_of([c for c in reference if c["attack"] == CLEAN] or own, statistic)
+    clean = scores_of(own if reference is None else [c for c in reference if c["attack"] == CLEAN], statistic)
     rows: list[Row] = []
     for (attack, count), group in sorted_groups(cells, "attack", "poison_count"):
         if attack == CLEAN:
@@ -139,6 +144,7 @@ def detection_table(
             low, high = bootstrap(clean, scores, auroc, seed)
             row |= {"auc": auroc(clean, scores), "low": low, "high": high}
             row |= {f"tpr@{rate:g}": tpr_at(clean, scores, rate) for rate in FALSE_ALARMS}
+        if len(scores):
             row |= flagged(planted, statistic)
             right = [statistic.named(c) == c["target"] for c in planted if c["target"] is not None]
             row["target named"] = mean(map(float, right))

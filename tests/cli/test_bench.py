@@ -161,18 +161,23 @@ def test_tables_of_nothing_and_of_rubbish(here: Path, capsys: pytest.CaptureFixt
     assert "x.json" in capsys.readouterr().err
 
 
-def test_a_bench_is_compared_with_another_ones_clean_models(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def played(bench: str, scores: list[float], first: int = 0) -> Path:
-        folder = here / bench / "detectability"
-        folder.mkdir(parents=True)
-        for k, score in enumerate(scores, start=first):
-            cell = {"tier": "S", "detector": "sizes", "attack": "clean", "poison_count": 0, "planted": False}
-            cell |= {"victim": f"v{k}", "arch": "a", "target": None, "asr": None, "cda": {"value": 0.8}}
-            cell |= {"cpu_seconds": 1.0, "scores": {"BD001/additive": {"0": [score, 1.0], "1": [1.0, 1.0]}}}
-            (folder / f"v{k}.json").write_text(json.dumps(cell))
-        return folder.parent
+def played(here: Path, bench: str, scores: list[float], rule: str = "BD001/additive", **facts: object) -> Path:
+    """A bench of clean models, each with a score of class 0, named after bench and number unless told otherwise."""
+    folder = here / bench / "detectability"
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, score in enumerate(scores):
+        cell = {"tier": "S", "detector": "sizes", "attack": "clean", "poison_count": 0, "planted": False}
+        cell |= {"victim": f"{bench}{k}", "arch": "a", "target": None, "asr": None, "cda": {"value": 0.8}}
+        cell |= {"cpu_seconds": 1.0, "scores": {rule: {"0": [score, 1.0], "1": [1.0, 1.0]}}} | facts
+        (folder / f"{cell['victim']}.{cell['detector']}.json").write_text(json.dumps(cell))
+    return folder.parent
 
-    known, own = played("known", [1 + k / 100 for k in range(20)]), played("own", [1.05, 1.5], first=20)
+
+KNOWN = [1 + k / 100 for k in range(20)]
+
+
+def test_a_bench_is_compared_with_another_ones_clean_models(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known, own = played(here, "known", KNOWN), played(here, "own", [1.05, 1.5])
     words = ["bench", "table", str(own), "--rule", "BD001 by class", "--json"]
     assert run([*words, "--against", str(known)]) == 0
     rows = json.loads(capsys.readouterr().out)["detectability, sizes, BD001 by class"]
@@ -182,6 +187,28 @@ def test_a_bench_is_compared_with_another_ones_clean_models(here: Path, capsys: 
     assert rows[0]["flagged"] is None, "among themselves one in twenty is flagged whatever they are like"
     assert run([*words, "--against", str(here / "nowhere")]) == 2
     assert "nowhere: holds no detectability cells of clean models" in capsys.readouterr().err
+
+
+def test_the_clean_models_need_the_scores_not_the_detectors_name(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, own = played(here, "known", KNOWN, detector="compared"), played(here, "own", [1.05, 1.5])
+    victim: dict[str, Any] = {"victim": "p", "attack": "badnets", "poison_count": 9, "planted": True, "target": 0}
+    played(here, "own", [1.5], **victim, asr={"value": 0.9}, floor={"value": 0.1})
+    words = ["bench", "table", str(own), "--rule", "all", "--json", "--against", str(known), "--against", str(known)]
+    assert run(words) == 0
+    tables = json.loads(capsys.readouterr().out)
+    for name in ("BD001", "BD001 by class"):
+        attack, _ = tables[f"detectability, sizes, {name}"]
+        assert (attack["clean"], attack["auc"]) == (20, 1.0), "each once, though given twice"
+    assert [row["flagged"] for row in tables["detectability, sizes, BD001 by class"]] == [1.0, 0.5]
+    margins = played(here, "margins", [1.0], "BD004", detector="margin")
+    for more in (["--rule", "all"], ["--rule", "BD004"], ["--ablation"]):
+        assert run(["bench", "table", str(margins), "--against", str(known), *more]) == 2
+        assert "known: holds no clean models with the scores of `margin`" in capsys.readouterr().err
+    assert run(["bench", "table", str(margins), "--against", str(known)]) == 0, "no table is asked for"
+    assert run(["bench", "table", str(own), "--against", str(margins), "--rule", "BD001 by class"]) == 2
+    assert "margins: holds no clean models with the scores of `sizes`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
