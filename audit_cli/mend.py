@@ -275,9 +275,9 @@ def strongest(classifier: Classifier, triggers: Sequence[Trigger], data: Trusted
     """The largest success of `triggers` on `data`; None when there are none."""
     rates = []
     for trigger in triggers:
-        others = data.labels != trigger.target
-        outputs = predict(classifier, trigger(data.images[others]), context)
-        rates.append(asr(outputs, data.labels[others], trigger.target))
+        meant = trigger.meant_for(data.labels)
+        outputs = predict(classifier, trigger(data.images[meant]), context)
+        rates.append(asr(outputs, data.labels[meant], trigger.target))
     return max(rates, default=None)
 
 

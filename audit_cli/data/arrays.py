@@ -143,6 +143,8 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits, name
             )
         if dtype.itemsize == 0:
             raise DataError(f"{what} is {dtype}, of no bytes an item; write it with numpy.savez")
+        if shape and shape[0] > limits.entries:
+            raise DataError(f"{what} announces {shape[0]} items, more than the {limits.entries} allowed; take fewer")
         count = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or count > min(limits.archive_bytes, info.file_size):
             raise DataError(

@@ -67,7 +67,7 @@ class Limits:
     archive_bytes: int = 4 * 2**30  # of one array, or one batch file
     images: int = 200_000  # decoded
     total_bytes: int = 8 * 2**30  # of all decoded pixels
-    entries: int = 2_000_000  # directory entries looked at
+    entries: int = 2_000_000  # directory entries looked at, and items of one array
     classes: int = 100_000
 
     def __post_init__(self) -> None:

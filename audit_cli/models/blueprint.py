@@ -49,6 +49,9 @@ class Blueprint:
         return None
 
 
+MOST_WRAPPERS = 8  # names that wrap a network; each keeps a copy of all names
+
+
 @dataclass(frozen=True)
 class View:
     """The tensors of a checkpoint under shorter names: short name -> TensorInfo (which keeps the checkpoint's name)."""
@@ -69,14 +72,16 @@ class View:
 
 
 def views(checkpoint: Checkpoint) -> list[View]:
-    """The tensors as they are, then without each leading name that all share (`module.`, `state_dict.`, `model.` …)."""
+    """The tensors as they are, then without each leading name that all share (`module.`, `state_dict.`, `model.` …),
+    up to `MOST_WRAPPERS` of them."""
     found = [View(checkpoint.tensors)]
-    while True:
+    for _ in range(MOST_WRAPPERS):
         names = list(found[-1].tensors)
         first, dot, _ = names[0].partition(".")
         if not dot or not all(name.startswith(first + dot) for name in names):
-            return found
+            break
         found.append(View({name.removeprefix(first + dot): info for name, info in found[-1].tensors.items()}))
+    return found
 
 
 def remedy(checkpoint: Checkpoint) -> str:

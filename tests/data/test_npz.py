@@ -171,6 +171,13 @@ def test_too_many_class_names(tmp_path: Path) -> None:
         read_images(path, limits=Limits(classes=3))
 
 
+def test_more_items_than_are_looked_at(tmp_path: Path) -> None:
+    """Billions of labels are few bytes, squeezed."""
+    path = write(tmp_path, x=X, y=Y)
+    with pytest.raises(DataError, match=f"announces {len(X)} items, more than the {len(X) - 1} allowed"):
+        read_images(path, limits=Limits(entries=len(X) - 1))
+
+
 def test_zip_bomb_and_broken_archive(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     rewrite(path, "x.npy", header((6, 1000, 1000, 3)) + bytes(18_000_000))

@@ -16,6 +16,7 @@ from audit_cli.checkpoint import Checkpoint, TensorInfo
 from audit_cli.checkpoint.header import DTYPES
 from audit_cli.errors import UnsupportedError
 from audit_cli.models import build, identify, state_for_checkpoint
+from audit_cli.models.blueprint import MOST_WRAPPERS, views
 
 Opened = Callable[..., Checkpoint]
 Randomised = Callable[[nn.Module], nn.Module]
@@ -43,6 +44,15 @@ def test_every_torchvision_resnet_is_recognised_by_its_name(name: str) -> None:
         module = torchvision.models.get_model(name, weights=None, num_classes=7)
     found = identify(header_of(module))
     assert (found.arch, found.head, found.size) == (name, "fc", (224, 224))
+
+
+def test_names_may_be_wrapped_so_often_and_no_more() -> None:
+    with torch.device("meta"):
+        module = torchvision.models.resnet18(num_classes=7)
+    assert identify(header_of(module, "module." * MOST_WRAPPERS)).arch == "resnet18"
+    with pytest.raises(UnsupportedError):
+        identify(header_of(module, "module." * (MOST_WRAPPERS + 1)))
+    assert len(views(header_of(module, "a." * 200))) == MOST_WRAPPERS + 1
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
