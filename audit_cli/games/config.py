@@ -20,7 +20,7 @@ victims = 20                   # of every count
 settings = { share = 0.1 }     # other fields of the attack
 loss = "contrastive"           # one of LOSSES; absent: cross-entropy
 networks = [0]                 # only these networks; absent: all
-tuned = false                  # clean only: the networks as their `base` makes them; absent: trained on, as victims are
+tuned = false                  # clean only: the networks as their base makes them; absent: trained on, as victims are
 
 [detectability]
 detectors = ["calibrated"]
@@ -220,8 +220,8 @@ def _population(entry: dict[str, Any], networks: tuple[Network, ...]) -> Populat
     if chosen is not None and not all(type(i) is int and 0 <= i < len(networks) for i in chosen):
         raise ValueError(f"{where}: networks are numbered 0 to {len(networks) - 1}")
     among = networks if chosen is None else tuple(networks[i] for i in chosen)
-    if not population.tuned and (population.attack != CLEAN or any(network.base is None for network in among)):
-        raise ValueError(f"{where}: `tuned = false` is for clean models, of networks with a `base`")
+    if not population.tuned and (population.attack != CLEAN or not all(network.trained for network in among)):
+        raise ValueError(f"{where}: `tuned = false` is for clean models, of networks with a `base` or `weights`")
     if not population.tuned and population.victims > len(among):
         raise ValueError(f"{where}: {population.victims} victims, but {len(among)} networks as they are")
     return population

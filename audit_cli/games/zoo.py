@@ -38,7 +38,8 @@ SAVE_EVERY = 200  # steps between two savings of a training's state
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a model's weights. A base has the attack "clean" and no start."""
+    """Everything that decides a model's weights. A base has the attack "clean" and no start; so has somebody else's
+    network as it is, where the training says nothing."""
 
     data: str  # digest of the training images
     network: Network
@@ -82,8 +83,10 @@ def _recipe(bench: Bench, data: Data, population: Population, count: int, k: int
     """The k-th victim; its seed is shared with the k-th of every other population, its network and target vary."""
     networks = [bench.networks[i] for i in population.networks or range(len(bench.networks))]
     network = networks[k % len(networks)]
-    if not population.tuned:
+    if not population.tuned and network.base:
         return base_recipe(network, data)
+    if not population.tuned:
+        return Recipe(data.train.digest, network, bench.training, bench.seed + k)
     attack, classes = population.attack, len(data.train.class_names)
     return Recipe(
         data=data.train.digest,
@@ -228,6 +231,9 @@ class Zoo:
             return create(network.arch, len(self.data.train.class_names), mean=network.mean, std=network.std)
 
     def _train(self, recipe: Recipe, attack: Attack | None, classifier: Classifier) -> None:
+        if recipe.start is None and recipe.network.weights is not None:  # somebody else's as it is
+            classifier.module.load_state_dict(self.base(recipe.network).module.state_dict())
+            return
         if recipe.start is not None:
             classifier.module.load_state_dict(self.base(recipe.start).module.state_dict())
         context = replace(self.context, seed=recipe.seed)

@@ -56,7 +56,7 @@ def test_epochs_become_steps() -> None:
         ("victims = 1", "victims = 1\nspeed = 1", "[robustness]: unknown key `speed`"),
         ("victims = 1", "victims = 1\nsettings = { nad = { speed = 1 } }", "no number `speed`"),
         ('attack = "clean"', 'attack = "clean"\ncounts = [3]', "neither settings nor counts"),
-        ('attack = "clean"', 'attack = "clean"\ntuned = false', "networks with a `base`"),
+        ('attack = "clean"', 'attack = "clean"\ntuned = false', "with a `base` or `weights`"),
         ('attack = "clean"', 'attack = "clean"\nnetworks = [0]\ntuned = false', "2 victims, but 1 networks"),
         ("victims = 2\nsettings", "victims = 2\nnetworks = [0]\ntuned = false\nsettings", "is for clean models"),
         ("[training]", "[training", "cannot be read as TOML"),

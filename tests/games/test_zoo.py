@@ -121,6 +121,16 @@ def test_a_victim_starts_from_somebody_else_s_weights(published: Bench, zoo: Zoo
     assert all(torch.allclose(trained[n], theirs[n], atol=1e-6) for n in theirs if n.endswith("conv1.weight"))
 
 
+def test_somebody_else_s_network_as_it_is(published: Bench, zoo: Zoo) -> None:
+    own = dataclasses.replace(published.populations[0], victims=1, tuned=False)
+    tuned = dataclasses.replace(own, tuned=True)
+    as_it_is, later = recipes(dataclasses.replace(published, populations=(own, tuned)), zoo.data)
+    assert (as_it_is.start, later.start) == (None, published.networks[0])
+    assert as_it_is.name != later.name
+    theirs, ours = load_file(zoo.folder / "theirs.safetensors"), load_file(zoo.victim(as_it_is).path)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def test_a_digest_tells_somebody_else_s_weights_by_their_own(published: Bench, bench: Bench, images: Data) -> None:
     recipe = recipes(published, images)[1]
     renamed, other = (
