@@ -156,6 +156,7 @@ class Victim:
             "loss": self.recipe.loss,
             "arch": self.recipe.network.arch,
             "planted": self.planted,
+            "tuned": self.recipe.start is not None,  # from a clean network on
             **{key: asdict(rate) if rate else None for key, rate in rates.items()},
         }
 
