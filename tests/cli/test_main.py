@@ -186,6 +186,8 @@ class TestProcess:
                 pathlib.Path({str(tmp_path / "cleaned")!r}).touch()
             """
         script = (
+            # What a shell starts in the background inherits an ignored SIGINT, and so would the tests' own children.
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "import sys, audit_cli.cli.reference as reference\nfrom audit_cli.cli import main\n"
             f"def version() -> int:\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
             "reference.version = version\nmain(['version'])\n"
