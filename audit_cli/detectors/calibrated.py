@@ -69,9 +69,7 @@ class Calibrated:
         if self.reference is not None:
             models.append(self.reference(suspect, fit, context).frozen())
         compared: set[int] = set()
-        finalists: set[int] = (
-            set()
-        )  # of the families that calibrations hold, or their features would be of other classes
+        finalists: set[int] = set()  # of families that are in calibrations, whose features are of no other classes
         reached: set[int] = set()
         families = [family for family in self.families if self.race.covers(family, fit, suspect.num_classes)]
         for family in families:
