@@ -14,6 +14,10 @@ counts, deviates further. So a family's deviations are brought to one scale:
 
     u = (z − mean of z) / (standard deviation + SLACK)                mean, deviation: over clean models and classes
 
+Poison singles out a class or two, a network trained otherwise than the clean models deviates in many at once. So what
+a model's third most unusual class of a family deviates by is taken off all its classes, where that is positive, but no
+more than MOST: several backdoors must not hide one another.
+
 A backdoor shows in more than one family, and always at the same class. What is odd by chance seldom is. So a score's
 statistic is its own deviation and the next smaller one of the same class in another family, where that is positive:
 
@@ -43,6 +47,8 @@ from torch import Tensor
 
 SLACK = 0.01  # ours: of log scores; where no clean scores differ there is nothing to divide by
 PRIOR_MODELS = 10  # ours
+COMMON = 3  # ours: how many classes must deviate for it to be the whole model's way
+MOST = 3.0  # ours: standard deviations
 FLOATS_AT_ONCE = 2**22  # bounds the memory
 FROM = " from "  # between a family and a source class
 EITHER_WAY = frozenset({"profile"})  # families of which a small score is as odd as a large one
@@ -95,7 +101,15 @@ def on_one_scale(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:
         values = known[:, f][~known[:, f].isnan()]
         if len(values) > 1:
             u[:, f] = (u[:, f] - values.mean()) / (values.std() + SLACK)
-    return u
+    return u - _common(u)
+
+
+def _common(u: Tensor) -> Tensor:
+    """By how much a model deviates in all classes alike, (N, families, 1) in [0, MOST]."""
+    if u.shape[-1] < COMMON:
+        return torch.zeros_like(u[..., :1])
+    largest = u.nan_to_num(-torch.inf).sort(-1, descending=True).values
+    return largest[..., COMMON - 1, None].clamp(0, MOST)
 
 
 def _by_family(z: Tensor, rows: Sequence[str]) -> Tensor:

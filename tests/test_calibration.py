@@ -25,7 +25,7 @@ from audit_cli.calibration import (
     scores_of,
     with_p_values,
 )
-from audit_cli.conformal import SLACK, each_standard, families_of, standard, statistic
+from audit_cli.conformal import MOST, SLACK, each_standard, families_of, standard, statistic
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.errors import AuditError, PolicyError
 from audit_cli.judgement import judge
@@ -116,6 +116,17 @@ def test_a_class_is_judged_by_its_two_largest_deviations() -> None:
         expected = [sums[mask[c]], sums[features[c]], sums[profile[c]]]
         assert t[:, c].tolist() == pytest.approx(expected)
         assert float(t[:, c].max()) == pytest.approx(u[0] + u[1])
+
+
+def test_what_all_classes_deviate_by_is_taken_off_and_no_more_than_some() -> None:
+    """The third most unusual class tells; a model obeyed in many classes stays odd."""
+    members = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64).repeat_interleave(4).reshape(3, 1, 4)
+    scale = float(members.std()) + SLACK
+    suspects = torch.tensor([[[4.0, 2.0, 1.0, 0.0]], [[9.0, 9.0, 9.0, 0.0]], [[4.0, 2.0, -1.0, -1.0]]]).double()
+    t = statistic(suspects, members, ("mask",))[:, 0]
+    assert t[0].tolist() == pytest.approx([3 / scale, 1 / scale, 0.0, -1 / scale])
+    assert t[1].tolist() == pytest.approx([9 / scale - MOST] * 3 + [-MOST])
+    assert t[2].tolist() == pytest.approx([4 / scale, 2 / scale, -1 / scale, -1 / scale]), "nothing in common"
 
 
 def test_many_models_are_compared_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
