@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audit_cli.augmented import Cutout, LabelSmoothing
 from audit_cli.classifier import Classifier
 from audit_cli.errors import UsageError
 
@@ -134,7 +135,10 @@ class ManifoldMixup:
 
 LOSSES: dict[str, Callable[[torch.Generator], Callable[[Classifier, Tensor, Tensor], Tensor]]] = {
     "contrastive": lambda generator: Contrastive(),
+    "cutout": Cutout,
+    "label_smoothing": lambda generator: LabelSmoothing(),
     "logit_squeezing": lambda generator: LogitSqueezing(),
     "manifold_mixup": ManifoldMixup,
+    "mixup": lambda generator: ManifoldMixup(generator, alpha=1.0, layers=("",)),  # α as for CIFAR-10
     "soft_nearest_neighbour": lambda generator: SoftNearestNeighbour(),
 }  # name -> the loss with its defaults, given the generator it may draw from

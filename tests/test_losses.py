@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audit_cli.augmented import Cutout, LabelSmoothing
 from audit_cli.classifier import Classifier
 from audit_cli.errors import UsageError
 from audit_cli.losses import (
+    LOSSES,
     Contrastive,
     LogitSqueezing,
     ManifoldMixup,
@@ -118,3 +120,33 @@ def test_manifold_mixup_draws_from_beta(classifier: Classifier) -> None:
         ManifoldMixup(torch.Generator(), layers=("stage9",))(classifier, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="ManifoldMixup"):
         ManifoldMixup(torch.Generator(), alpha=0)
+
+
+def test_label_smoothing(classifier: Classifier) -> None:
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    log_p = classifier(images).log_softmax(1)
+    soft = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
+    expected = -(soft * log_p).sum(1).mean()
+    torch.testing.assert_close(LabelSmoothing(0.3)(classifier, images, labels), expected)
+
+
+def test_cutout_blanks_a_square_anywhere() -> None:
+    images = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    blanked = Cutout(torch.Generator().manual_seed(0), share=0.5).blanked(images)
+    colour = images.mean((0, 2, 3))
+    changed = (blanked != images).all(1)  # (B, H, W)
+    assert bool((blanked.movedim(1, -1)[changed] == colour).all())
+    for mask in changed:
+        rows, columns = mask.any(1), mask.any(0)
+        assert bool((mask == (rows[:, None] & columns[None])).all())
+        assert 0 < int(rows.sum()) <= 4
+        assert 0 < int(columns.sum()) <= 4
+    assert bool(changed.any(0).all()), "every pixel is blanked in some image"
+
+
+def test_what_strangers_train_with_can_be_had_by_name(classifier: Classifier) -> None:
+    images, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 1])
+    for name in ("cutout", "label_smoothing", "mixup"):
+        loss = LOSSES[name](torch.Generator().manual_seed(0))(classifier, images, labels).detach()
+        assert bool(loss.isfinite()), name
+        assert not torch.isclose(loss, F.cross_entropy(classifier(images), labels).detach()), name

@@ -11,6 +11,7 @@ images = 10000                 # of the training split, drawn anew for each vict
 [[network]]                    # victims take these in turn
 arch = "resnet8-cifar"
 base = { epochs = 8, lr = 0.2 }    # first train a clean network so, then the victim from it; absent: from scratch
+# base = { epochs = 8, objective = "mixup" }   # one of LOSSES; absent: cross-entropy
 # or somebody else's clean network, a file in the cache folder: weights = "resnet20.safetensors", sha256 = "12ab…"
 
 [[population]]
@@ -69,10 +70,13 @@ class Training:
     pad: int = 4
     flip: bool = True
     images: int | None = None  # of the training split
+    objective: str | None = None  # one of LOSSES; None is cross-entropy
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or (self.images is not None and self.images < 1):
             raise ValueError(f"epochs {self.epochs}, images {self.images}: must be positive")
+        if self.objective is not None:
+            _known(self.objective, tuple(LOSSES), "objective")
         self.fit(1)
 
     def fit(self, images: int) -> Fit:

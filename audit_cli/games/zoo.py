@@ -68,7 +68,8 @@ class Recipe:
 
 def _identity(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """What a digest is made of; weights of somebody else's are told apart by their own."""
-    return {key: value for key, value in pairs if key != "weights" and not (key == "sha256" and value is None)}
+    later = ("sha256", "objective")  # fields that older recipes did not have
+    return {key: value for key, value in pairs if key != "weights" and not (key in later and value is None)}
 
 
 def recipes(bench: Bench, data: Data) -> list[Recipe]:
@@ -97,7 +98,7 @@ def _recipe(bench: Bench, data: Data, population: Population, count: int, k: int
         count=count,
         target=None if attack in (CLEAN, "all_to_all") else k % classes,
         settings=_varied(population, k, classes),
-        loss=population.loss,
+        loss=population.loss or bench.training.objective,
         start=network if network.trained else None,
         surrogate=_other_base(bench, network) if attack in NEEDS_SURROGATE else None,
     )
@@ -122,7 +123,8 @@ def _other_base(bench: Bench, network: Network) -> Network:
 
 def base_recipe(network: Network, data: Data) -> Recipe:
     assert network.base is not None  # noqa: S101 - only networks with a base are asked for one
-    return Recipe(data.train.digest, replace(network, base=None), network.base, network.seed)
+    loss = network.base.objective
+    return Recipe(data.train.digest, replace(network, base=None), network.base, network.seed, loss=loss)
 
 
 @dataclass(frozen=True)
