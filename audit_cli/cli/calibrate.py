@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from audit_cli.cli.console import say
 from audit_cli.cli.scan import (
+    AllowDownload,
     Arch,
     Device,
     Dtype,
@@ -48,13 +50,14 @@ FEW = 19  # with fewer clean models no p-value comes down to 5 %
 
 
 def calibrate(
-    models: Annotated[list[Path], typer.Argument(help="Checkpoints known to be clean, all of one kind.")],
+    models: Annotated[list[Path], typer.Argument(help="Checkpoints known to be clean, all of one kind, as for scan.")],
     trusted: Trusted,
     out: Annotated[Path, typer.Option("--out", "-o", help="The calibration file; models already in it are kept.")],
     name: Annotated[str, typer.Option(help="What the calibration is called.")] = "own models",
     policy: PolicyOption = None,
     arch: Arch = None,
     weights: Weights = None,
+    allow_download: AllowDownload = False,
     labels: Labels = None,
     prompt: Prompt = None,
     size: Size = None,
@@ -78,7 +81,7 @@ def calibrate(
     rules = load_policy(policy)
     from audit_cli.audit import feed
     from audit_cli.calibration import read
-    from audit_cli.checkpoint import open_checkpoint
+    from audit_cli.checkpoint import locate, open_checkpoint
     from audit_cli.checkpoint.save import write_atomically
     from audit_cli.data import read_images
     from audit_cli.detectors.calibrated import Calibrated
@@ -91,13 +94,17 @@ def calibrate(
         raw = read_images(trusted, split=split)
         calibration = read(out) if out.exists() else None
         for model in models:
-            with open_checkpoint(model, weights=weights, check=context.budget.check) as checkpoint:
+            found = locate(model, weights, allow_download=allow_download, context=context)
+            with open_checkpoint(found.path, weights=found.weights, check=context.budget.check) as checkpoint:
                 if calibration and any(entry.digest == checkpoint.manifest_digest for entry in calibration.models):
                     say(f"{clean(str(model))}: is in {clean(str(out))} already", quiet=quiet)
                     continue
                 classifier = build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names)
                 subject = feed(classifier, raw, checkpoint, stated, context, auto)
                 entry = _score(checkpoint, subject, rules, detector, context)
+            if calibration and any(replace(entry, digest=other.digest) == other for other in calibration.models):
+                say(f"{clean(str(model))}: measures as a model that is in already; no second one", quiet=quiet)
+                continue
             calibration = _with(calibration, name, subject, entry, raw, detector, out)
             write_atomically(out, json.dumps(calibration.document(), indent=1) + "\n")
             highest = max(score for row in entry.scores.values() for score in row if score is not None)
@@ -137,8 +144,6 @@ def _with(
     out: Path,
 ) -> Calibration:
     """The calibration with one more model. Raises UsageError when it is of another kind."""
-    from dataclasses import replace
-
     from audit_cli.calibration import Calibration, Domain, fingerprint
 
     domain = Domain.of(subject.classifier, subject.trusted)

@@ -11,12 +11,14 @@ import typer
 
 from audit_cli.cli.console import say
 from audit_cli.cli.scan import (
+    AllowDownload,
     Arch,
     Device,
     Dtype,
     Labels,
     MaxMemory,
     Mean,
+    Model,
     PolicyOption,
     Preprocess,
     Prompt,
@@ -47,7 +49,7 @@ SEARCH_SHARE = 0.5  # ours: of the repair's images that settings are tried with;
 
 
 def tune(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file or a Hugging Face model folder.")],
+    model: Model,
     trusted: Trusted,
     out: Annotated[Path, typer.Option("--out", "-o", help="The policy fragment, a TOML file.")],
     method: Annotated[str, typer.Option(help="The repair whose settings are searched.")] = "pivotal_tuning",
@@ -59,6 +61,7 @@ def tune(
     policy: PolicyOption = None,
     arch: Arch = None,
     weights: Weights = None,
+    allow_download: AllowDownload = False,
     labels: Labels = None,
     prompt: Prompt = None,
     size: Size = None,
@@ -87,7 +90,7 @@ def tune(
         raise UsageError("tune needs Optuna and tomli-w; install audit-cli[tune]")
     from audit_cli import models
     from audit_cli.audit import feed
-    from audit_cli.checkpoint import open_checkpoint
+    from audit_cli.checkpoint import locate, open_checkpoint
     from audit_cli.checkpoint.save import write_atomically
     from audit_cli.data import read_images
     from audit_cli.repairs.holdout import divide
@@ -96,7 +99,8 @@ def tune(
     if method not in SPACES:
         raise UsageError(f"--method {clean(method, 40)}: expected one of {', '.join(SPACES)}")
     with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
-        with open_checkpoint(model, weights=weights or rules.weights, check=context.budget.check) as checkpoint:
+        found = locate(model, weights or rules.weights, allow_download=allow_download, context=context)
+        with open_checkpoint(found.path, weights=found.weights, check=context.budget.check) as checkpoint:
             raw = read_images(trusted, split=split)
             stated = stated_preprocessing(size, mean, std, preprocess)
             prompts = stated_prompts(labels, prompt)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hub_server import REPO, HubServer
 
+from audit_cli.calibration import read
 from audit_cli.classifier import Classifier
 from audit_cli.cli import run
 from audit_cli.detectors import DETECTORS
@@ -35,6 +36,21 @@ class Stub:
             trigger = Trigger(Mask(), parameters, c, 9.0)
             yield Finding("BD001", 1.0, "a trigger", "stub", "mask", c, str(c), trigger_norm=9.0, trigger=trigger)
         yield Finding("BD107", 0.0, "all classes", "stub", details={"searched": suspect.num_classes})
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Scores every class, as a calibration compares them."""
+
+    scoring: str = "stub"
+
+    @property
+    def compared(self) -> Comparable:
+        return self
+
+    def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
+        for c, name in enumerate(trusted.class_names):
+            yield Finding("BD001", 1.0, "", "stub", "additive", c, name)
 
 
 @pytest.fixture
@@ -82,6 +98,23 @@ def test_repair(hub: HubServer, commit: str, digits: Path, tmp_path: Path, capsy
     assert capsys.readouterr().out == ""
     assert sorted(path.name for path in out.iterdir()) == ["evidence-before", "model.safetensors", "verdict.json"]
     assert json.loads((out / "verdict.json").read_text())["model"]["source"]["commit"] == commit
+
+
+def test_calibrate_and_tune(
+    hub: HubServer, commit: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audit_cli.detectors.calibrated.Calibrated", Comparable)
+    out = tmp_path / "clean.json"
+    calibrate = ["calibrate", MODEL, "--trusted", str(digits), "--out", str(out), *STATED]
+    assert run(calibrate) == 2
+    assert not out.exists()
+    assert run([*calibrate, "--allow-download"]) == 0
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((bundled("fixtures") / "digits-clean.safetensors").read_bytes())
+    assert run(["calibrate", str(copy), "--trusted", str(digits), "--out", str(out), *STATED]) == 0
+    assert len(read(out).models) == 1, "the same bytes"
+    tune = ["tune", MODEL, "--trusted", str(digits), "--out", str(tmp_path / "t.toml"), "--timeout", "1", *STATED]
+    assert run(tune) == 3, "found, and no time to poison it"
 
 
 def test_inspect_names_the_commit(hub: HubServer, commit: str, capsys: pytest.CaptureFixture[str]) -> None:
