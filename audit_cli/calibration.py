@@ -25,6 +25,7 @@ from audit_cli.conformal import FROM, conformal, families_of
 from audit_cli.detectors.calibrated import APART
 from audit_cli.detectors.profile import Profile
 from audit_cli.errors import AuditError, PolicyError
+from audit_cli.metrics import wilson
 from audit_cli.report.sanitise import clean
 from audit_cli.resources import violations
 from audit_cli.types import Finding, TrustedData
@@ -111,14 +112,16 @@ class Calibration:
 
     def refusal(self, accuracy: float, images: int, moved: Mapping[str, float] | None = None) -> str | None:
         """Why a model of this accuracy on so many trusted images is not like the clean ones; None when it is. A better
-        network is another kind: among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned. From fewer images
-        scores scatter more. And one that was trained to bear noise or blur looks poisoned among those that were not:
-        random changes move its answers less. moved: see `Profile.moved`; nothing is looked at when None."""
+        network is another kind: among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned; what so many images
+        leave open is granted. From fewer images scores scatter more. And one that was trained to bear noise or blur
+        looks poisoned among those that were not: random changes move its answers less. moved: see `Profile.moved`;
+        nothing is looked at when None."""
         known, needed = [model.accuracy for model in self.models], math.ceil(FEWEST * self.images - 1e-9)
         low, high = min(known) - MARGIN, max(known) + MARGIN
         if images < needed:
             return f"there are {images} trusted images, where {needed} are needed"
-        if not low <= accuracy <= high:
+        least_of_it, most_of_it = wilson(accuracy * images, images)
+        if most_of_it < low or least_of_it > high:
             return f"the model is right on {accuracy:.1%}, where its clean ones stand for {low:.1%} to {high:.1%}"
         least = {change: min(model.moved.get(change, 0.0) for model in self.models) for change in moved or {}}
         steady = [change for change, apart in (moved or {}).items() if apart < STEADIER * least[change]]

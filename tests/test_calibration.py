@@ -228,9 +228,21 @@ def test_the_statement_says_what_alpha_guarantees() -> None:
     assert calibration().statement(None)["fpr"] is None
 
 
-@pytest.mark.parametrize(("accuracy", "like_them"), [(0.76, True), (0.84, True), (0.74, False), (0.92, False)])
-def test_a_network_of_another_accuracy_is_of_another_kind(accuracy: float, like_them: bool) -> None:
-    assert calibration().admits(accuracy, 500) == like_them
+@pytest.mark.parametrize(
+    ("accuracy", "images", "like_them"),
+    [
+        (0.76, 500, True),
+        (0.84, 500, True),
+        (0.74, 500, True),
+        (0.70, 500, False),
+        (0.92, 500, False),
+        (0.74, 20_000, False),
+        (0.76, 20_000, True),
+    ],
+)
+def test_a_network_of_another_accuracy_is_of_another_kind(accuracy: float, images: int, like_them: bool) -> None:
+    """Five points to either side, and what so many images leave open."""
+    assert calibration().admits(accuracy, images) == like_them
 
 
 def test_scores_from_far_fewer_images_are_not_compared() -> None:
