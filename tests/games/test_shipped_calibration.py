@@ -14,22 +14,27 @@ from audit_cli.detectors.profile import Profile
 from audit_cli.resources import bundled, bundled_calibrations
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-CALIBRATION = bundled("rules") / "calibrations" / "cifar10-resnet.json"
+CALIBRATIONS = bundled("rules") / "calibrations"
+SHIPPED = {"cifar10-resnet.json": "references-s", "cifar10-resnet-accurate.json": "references-m"}  # of which bench
 
 
 def test_every_shipped_calibration_is_of_the_default_detector() -> None:
     """Otherwise no scan would ever use it."""
-    assert CALIBRATION in bundled_calibrations()
+    assert {path.name for path in bundled_calibrations()} == set(SHIPPED)
     for path in bundled_calibrations():
         assert read(path).detector == fingerprint(Calibrated()), path.name
 
 
-def test_its_scores_are_those_of_the_benches_clean_models(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "bench"), SHIPPED.items())
+def test_its_scores_are_those_of_the_benches_clean_models(
+    name: str, bench: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(FIXTURES))
     script = importlib.import_module("unseen_clean")
-    cells = [cell for _, cell in script.clean_models("references-s")]
+    cells = [cell for _, cell in script.clean_models(bench)]
+    assert read(CALIBRATIONS / name).resolves(0.05), "enough for the default policy"
     for family in ("additive", "wave", *Profile().families):
-        shipped = sorted(tuple(model.scores[family]) for model in read(CALIBRATION).models)
+        shipped = sorted(tuple(model.scores[family]) for model in read(CALIBRATIONS / name).models)
         rows = [cell["scores"][f"BD001/{family}"] for cell in cells]
         assert shipped == sorted(tuple(row[str(c)][0] for c in range(10)) for row in rows), family
 
@@ -42,4 +47,16 @@ def test_the_false_alarms_told_are_those_of_the_cells(monkeypatch: pytest.Monkey
     assert told["further seeds and other trusted images"]["each"] == script.alarms(script.further(), known)
     second = told["each network left out in turn"]
     assert second["flagged"] == sum(model["p_value"] <= told["alpha"] for model in second["each"])
-    assert second["models"] == len(known) == len(read(CALIBRATION).models)
+    assert second["models"] == len(known) == len(read(CALIBRATIONS / "cifar10-resnet.json").models)
+
+
+def test_of_two_calibrations_the_one_as_accurate_decides() -> None:
+    """Between the ranges of both lie models that both admit."""
+    few, accurate = (read(CALIBRATIONS / name) for name in SHIPPED)
+    assert few.domain == accurate.domain
+    assert few.accuracy < accurate.accuracy
+    assert few.admits(0.84, 500)
+    assert accurate.admits(0.84, 500)
+    assert accurate.admits(0.93, 500)
+    assert not few.admits(0.93, 500)
+    assert not accurate.admits(0.74, 500)
