@@ -25,7 +25,7 @@ from audit_cli.detectors.scope import scope
 from audit_cli.errors import AuditError, BudgetExceeded, DataError, UsageError
 from audit_cli.inversion import FAMILIES
 from audit_cli.judgement import judge
-from audit_cli.metrics import cda, predict
+from audit_cli.metrics import cda, overconfidence, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
 from audit_cli.report.document import NOT_CALIBRATED, build_document
@@ -171,12 +171,13 @@ def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], 
         return replace(subject, uncalibrated=f"too few clean models have been scored for a p-value of {alpha:g}")
     if not any(known):
         return subject
-    accuracy = cda(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
+    outputs, labels = predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels
+    accuracy, sure = cda(outputs, labels), overconfidence(outputs, labels)
     moved = Profile().moved(subject.classifier, subject.trusted, context)
     refusals = []
     for some in known:
         for calibration in sorted(some, key=lambda calibration: abs(calibration.accuracy - accuracy)):
-            refusal = calibration.refusal(accuracy, len(subject.trusted), moved)
+            refusal = calibration.refusal(accuracy, len(subject.trusted), moved, sure)
             if refusal is None:
                 return replace(subject, calibration=calibration)
             refusals.append(refusal)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -32,7 +32,7 @@ from audit_cli.types import Finding, TrustedData
 
 RULE = "BD001"  # whose scores are calibrated
 SIZE_CAP = 4 * 2**20  # bytes of a calibration file
-MARGIN = 0.05  # ours: of accuracy, around the clean models'
+MARGIN = 0.05  # ours: of accuracy and overconfidence, around the clean models'
 FEWEST = 0.8  # ours: trusted images, as a share of those the clean models were scored with
 STEADIER = 0.7  # ours: of how far a change moves the classes apart, as a share of the least on a clean model
 LEAST = 0.05  # ours: smaller scores are all the same
@@ -80,13 +80,15 @@ def kind(arch: str) -> str:
 @dataclass(frozen=True)
 class Clean:
     """One clean model: sha256 over its files, accuracy on the trusted images, in each family a score for every class of
-    the domain, None where the search did not get so far, and how far random changes move the classes apart."""
+    the domain, None where the search did not get so far, how far random changes move the classes apart, and by how much
+    it is surer of its answers there than right, None where that was not measured."""
 
     digest: str
     arch: str
     accuracy: float
     scores: Mapping[str, tuple[float | None, ...]]
     moved: Mapping[str, float] = field(default_factory=dict)  # by change, see `Profile.moved`
+    overconfidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,26 +112,49 @@ class Calibration:
         """The families, and those with scores for single source classes once more for each."""
         return tuple(dict.fromkeys(row for model in self.models for row in model.scores))
 
-    def refusal(self, accuracy: float, images: int, moved: Mapping[str, float] | None = None) -> str | None:
+    def refusal(
+        self,
+        accuracy: float,
+        images: int,
+        moved: Mapping[str, float] | None = None,
+        overconfidence: float | None = None,
+    ) -> str | None:
         """Why a model of this accuracy on so many trusted images is not like the clean ones; None when it is. A better
         network is another kind: among ResNet-8s of 79 % a clean ResNet-32 of 92 % looks poisoned; what so many images
         leave open is granted. From fewer images scores scatter more. And one that was trained to bear noise or blur
-        looks poisoned among those that were not: random changes move its answers less. moved: see `Profile.moved`;
-        nothing is looked at when None."""
-        known, needed = [model.accuracy for model in self.models], math.ceil(FEWEST * self.images - 1e-9)
-        low, high = min(known) - MARGIN, max(known) + MARGIN
+        looks poisoned among those that were not: random changes move its answers less. So does one that was trained
+        with mixtures of images: it is less sure of its answers. moved: see `Profile.moved`; overconfidence: see
+        metrics.py; not looked at when None, nor where it was not measured on the clean ones."""
+        return next(self._refusals(accuracy, images, moved or {}, overconfidence), None)
+
+    def _refusals(
+        self, accuracy: float, images: int, moved: Mapping[str, float], overconfidence: float | None
+    ) -> Iterator[str]:
+        needed = math.ceil(FEWEST * self.images - 1e-9)
         if images < needed:
-            return f"there are {images} trusted images, where {needed} are needed"
+            yield f"there are {images} trusted images, where {needed} are needed"
+        low, high = _around(model.accuracy for model in self.models)
         least_of_it, most_of_it = wilson(accuracy * images, images)
         if most_of_it < low or least_of_it > high:
-            return f"the model is right on {accuracy:.1%}, where its clean ones stand for {low:.1%} to {high:.1%}"
-        least = {change: min(model.moved.get(change, 0.0) for model in self.models) for change in moved or {}}
-        steady = [change for change, apart in (moved or {}).items() if apart < STEADIER * least[change]]
-        return f"random {steady[0]} moves the model's answers less than those of its clean ones" if steady else None
+            yield f"the model is right on {accuracy:.1%}, where its clean ones stand for {low:.1%} to {high:.1%}"
+        sure = [model.overconfidence for model in self.models if model.overconfidence is not None]
+        low, high = _around(sure) if sure else (-1.0, 1.0)
+        if overconfidence is not None and not low <= overconfidence <= high:
+            off = f"the model's confidence lies {overconfidence:+.1%} from its accuracy"
+            yield f"{off}, where its clean ones stand for {low:+.1%} to {high:+.1%}"
+        for change, apart in moved.items():
+            if apart < STEADIER * min(model.moved.get(change, 0.0) for model in self.models):
+                yield f"random {change} moves the model's answers less than those of its clean ones"
 
-    def admits(self, accuracy: float, images: int, moved: Mapping[str, float] | None = None) -> bool:
+    def admits(
+        self,
+        accuracy: float,
+        images: int,
+        moved: Mapping[str, float] | None = None,
+        overconfidence: float | None = None,
+    ) -> bool:
         """Is there no `refusal`?"""
-        return self.refusal(accuracy, images, moved) is None
+        return self.refusal(accuracy, images, moved, overconfidence) is None
 
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """By family and class of the suspect's `scores`: the chance, at most, that a clean model of this domain looks
@@ -195,6 +220,12 @@ class Calibration:
         }
 
 
+def _around(values: Iterable[float]) -> tuple[float, float]:
+    """The range of the clean models' values, with the margin."""
+    known = list(values)
+    return min(known) - MARGIN, max(known) + MARGIN
+
+
 def fingerprint(detector: object) -> str | None:
     """What BD001 scores depend on, 16 hex digits: scores of differently set detectors must not be compared. None for a
     detector that gives none."""
@@ -209,6 +240,7 @@ def clean_model(
     findings: Iterable[Finding],
     domain: Domain,
     moved: Mapping[str, float],
+    overconfidence: float | None = None,
 ) -> Clean:
     """The entry of a clean model. Raises AuditError when its scan gave no score, or two of its classes one name."""
     if domain.ambiguous:
@@ -218,7 +250,8 @@ def clean_model(
         raise AuditError(f"{classifier.arch}: the scan gave no {RULE} score; raise its budget or add trusted images")
     families = dict.fromkeys(family for family, _ in scores)
     by_class = {f: tuple(scores.get((f, c)) for c in domain.classes) for f in families}
-    return Clean(digest, classifier.arch, round(accuracy, 4), by_class, rounded(moved))
+    sure = None if overconfidence is None else round(overconfidence, 4)
+    return Clean(digest, classifier.arch, round(accuracy, 4), by_class, rounded(moved), sure)
 
 
 def rounded(moved: Mapping[str, float]) -> dict[str, float]:

@@ -61,6 +61,12 @@ def cda(outputs: Tensor, labels: Tensor) -> float:
     return float((classes_of(outputs) == labels).double().mean())
 
 
+def overconfidence(outputs: Tensor, labels: Tensor) -> float:
+    """How much surer of its answers a model is than it is right: mean largest probability less `cda`, in [-1, 1] (Guo
+    et al.: On Calibration of Modern Neural Networks, 2017). Raises DataError when there are no images."""
+    return float(outputs.double().softmax(1).amax(1).mean()) - cda(outputs, labels)
+
+
 def asr(outputs: Tensor, labels: Tensor, target: int | Tensor) -> float:
     """Attack success rate in [0, 1]: triggered images whose true class is not the target predicted as the target, out
     of all such images. target: one class, or one for each image (N,). Raises DataError when there is no such image.

@@ -245,6 +245,19 @@ def test_a_network_of_another_accuracy_is_of_another_kind(accuracy: float, image
     assert calibration().admits(accuracy, images) == like_them
 
 
+def test_a_network_less_sure_of_its_answers_is_of_another_kind() -> None:
+    """Mixtures of images teach that; it makes a clean network look poisoned."""
+    models = tuple(replace(m, overconfidence=0.01 * k) for k, m in enumerate(calibration().models))
+    here = replace(calibration(), models=models)
+    for sure, like_them in ((0.0, True), (0.075, True), (-0.045, True), (-0.06, False), (0.09, False)):
+        assert here.admits(0.8, 500, None, sure) == like_them, sure
+    assert "-14.0% from its accuracy, where its clean ones stand for -5.0% to +8.0%" in str(
+        here.refusal(0.8, 500, None, -0.14)
+    )
+    assert here.admits(0.8, 500), "not asked"
+    assert calibration().admits(0.8, 500, None, -0.5), "not measured on the clean models"
+
+
 def test_scores_from_far_fewer_images_are_not_compared() -> None:
     images = calibration().images
     assert calibration().admits(0.8, images * 4 // 5)

@@ -6,7 +6,7 @@ from torch import nn
 
 from audit_cli.classifier import Classifier
 from audit_cli.errors import DataError
-from audit_cli.metrics import asr, auroc, cda, cda_drop, classes_of, predict, wilson
+from audit_cli.metrics import asr, auroc, cda, cda_drop, classes_of, overconfidence, predict, wilson
 from audit_cli.types import Context
 
 
@@ -16,6 +16,14 @@ def test_cda_of_logits_and_of_predictions() -> None:
     assert cda(logits, labels) == cda(logits.argmax(1), labels) == 0.75
     with pytest.raises(DataError):
         cda(logits[:0], labels[:0])
+
+
+def test_overconfidence_is_confidence_less_accuracy() -> None:
+    outputs = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
+    sure = sum(1 / (1 + torch.tensor(-x).exp().item()) for x in (2.0, 1.0, 3.0, 0.0)) / 4
+    assert overconfidence(outputs, torch.tensor([0, 0, 0, 0])) == pytest.approx(sure - 0.75)
+    with pytest.raises(DataError):
+        overconfidence(outputs[:0], torch.tensor([]))
 
 
 def test_asr_counts_only_images_of_other_classes() -> None:

@@ -121,6 +121,7 @@ def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: C
     from audit_cli.calibration import Domain, clean_model
     from audit_cli.detectors.profile import Profile
     from audit_cli.judgement import judge
+    from audit_cli.metrics import overconfidence, predict
     from audit_cli.repairs.attempt import today
 
     findings = measure(subject, policy, [detector], context)
@@ -130,8 +131,9 @@ def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: C
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
     domain = Domain.of(subject.classifier, subject.trusted)
     moved = Profile().moved(subject.classifier, subject.trusted, context)
+    sure = overconfidence(predict(subject.classifier, subject.trusted.images, context), subject.trusted.labels)
     digest = checkpoint.manifest_digest
-    return clean_model(digest, subject.classifier, float(accuracy or 0.0), findings, domain, moved)
+    return clean_model(digest, subject.classifier, float(accuracy or 0.0), findings, domain, moved, sure)
 
 
 def _with(
