@@ -110,8 +110,9 @@ def calibrate(
             highest = max(score for row in entry.scores.values() for score in row if score is not None)
             say(f"{clean(str(model))}: highest score {highest:.3f}", quiet=quiet)
     if calibration is not None and len(calibration.models) < FEW:
-        lowest = 1 / (len(calibration.models) + 1)
-        say(f"{len(calibration.models)} models: no p-value can be under {lowest:.3f}; {FEW} allow 0.05", quiet=quiet)
+        few, lowest = len(calibration.models), 1 / (len(calibration.models) + 1)
+        counted = "1 model" if few == 1 else f"{few} models"
+        say(f"{counted}: no p-value can be under {lowest:.3f}; {FEW} allow 0.05", quiet=quiet)
     return 0
 
 
