@@ -146,16 +146,6 @@ class Calibration:
             if apart < STEADIER * min(model.moved.get(change, 0.0) for model in self.models):
                 yield f"random {change} moves the model's answers less than those of its clean ones"
 
-    def admits(
-        self,
-        accuracy: float,
-        images: int,
-        moved: Mapping[str, float] | None = None,
-        overconfidence: float | None = None,
-    ) -> bool:
-        """Is there no `refusal`?"""
-        return self.refusal(accuracy, images, moved, overconfidence) is None
-
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """By family and class of the suspect's `scores`: the chance, at most, that a clean model of this domain looks
         so unusual anywhere; in (0, 1]. Families and classes that no clean model was scored on are left out."""

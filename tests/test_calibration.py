@@ -242,7 +242,7 @@ def test_the_statement_says_what_alpha_guarantees() -> None:
 )
 def test_a_network_of_another_accuracy_is_of_another_kind(accuracy: float, images: int, like_them: bool) -> None:
     """Five points to either side, and what so many images leave open."""
-    assert calibration().admits(accuracy, images) == like_them
+    assert (calibration().refusal(accuracy, images) is None) == like_them
 
 
 def test_a_network_less_sure_of_its_answers_is_of_another_kind() -> None:
@@ -250,18 +250,18 @@ def test_a_network_less_sure_of_its_answers_is_of_another_kind() -> None:
     models = tuple(replace(m, overconfidence=0.01 * k) for k, m in enumerate(calibration().models))
     here = replace(calibration(), models=models)
     for sure, like_them in ((0.0, True), (0.075, True), (-0.045, True), (-0.06, False), (0.09, False)):
-        assert here.admits(0.8, 500, None, sure) == like_them, sure
+        assert (here.refusal(0.8, 500, None, sure) is None) == like_them, sure
     assert "-14.0% from its accuracy, where its clean ones stand for -5.0% to +8.0%" in str(
         here.refusal(0.8, 500, None, -0.14)
     )
-    assert here.admits(0.8, 500), "not asked"
-    assert calibration().admits(0.8, 500, None, -0.5), "not measured on the clean models"
+    assert here.refusal(0.8, 500) is None, "not asked"
+    assert calibration().refusal(0.8, 500, None, -0.5) is None, "not measured on the clean models"
 
 
 def test_scores_from_far_fewer_images_are_not_compared() -> None:
     images = calibration().images
-    assert calibration().admits(0.8, images * 4 // 5)
-    assert not calibration().admits(0.8, images // 2)
+    assert calibration().refusal(0.8, images * 4 // 5) is None
+    assert calibration().refusal(0.8, images // 2) is not None
 
 
 def test_who_bears_random_changes_is_of_another_kind() -> None:
@@ -269,8 +269,8 @@ def test_who_bears_random_changes_is_of_another_kind() -> None:
     models = tuple(replace(m, moved={"noise": 0.2 + k / 100}) for k, m in enumerate(calibration().models))
     here = replace(calibration(), models=models)
     for apart, like_them in ((0.2, True), (0.15, True), (0.13, False), (0.0, False), (2.0, True)):
-        assert here.admits(0.8, 500, {"noise": apart}) == like_them
-    assert calibration().admits(0.8, 500, {"noise": 0.0}), "not measured on the clean models"
+        assert (here.refusal(0.8, 500, {"noise": apart}) is None) == like_them
+    assert calibration().refusal(0.8, 500, {"noise": 0.0}) is None, "not measured on the clean models"
 
 
 def test_a_refusal_says_why() -> None:

@@ -55,8 +55,8 @@ def test_of_two_calibrations_the_one_as_accurate_decides() -> None:
     few, accurate = (read(CALIBRATIONS / name) for name in SHIPPED)
     assert few.domain == accurate.domain
     assert few.accuracy < accurate.accuracy
-    assert few.admits(0.84, 500)
-    assert accurate.admits(0.84, 500)
-    assert accurate.admits(0.93, 500)
-    assert not few.admits(0.93, 500)
-    assert not accurate.admits(0.74, 500)
+    assert few.refusal(0.84, 500) is None
+    assert accurate.refusal(0.84, 500) is None
+    assert accurate.refusal(0.93, 500) is None
+    assert few.refusal(0.93, 500) is not None
+    assert accurate.refusal(0.74, 500) is not None
