@@ -26,6 +26,7 @@ from audit_cli.calibration import (
     with_p_values,
 )
 from audit_cli.conformal import MOST, SLACK, each_standard, families_of, standard, statistic
+from audit_cli.detectors import REFERENCES
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.errors import AuditError, PolicyError
 from audit_cli.judgement import judge
@@ -352,8 +353,8 @@ def test_candidates_have_the_same_domain_and_detector(tmp_path: Path) -> None:
     assert candidates([path], few, [replace(detector, fit_share=0.4)]) == []
 
 
-def test_the_reference_has_no_part_in_the_fingerprint() -> None:
-    assert fingerprint(Calibrated()) == fingerprint(Calibrated(reference=None))
+def test_references_have_no_part_in_the_fingerprint() -> None:
+    assert fingerprint(Calibrated()) == fingerprint(Calibrated(references=REFERENCES))
     assert fingerprint(object()) is None
 
 

@@ -72,13 +72,14 @@ FAMILY_ROWS: dict[str, TriggerFamily] = {
 }
 DETECTOR_ROWS: dict[str, Detector] = {
     "ban": BAN(steps=2, batch=8),
-    "calibrated": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE, reference=TUNING),
+    "calibrated": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE),
     "compared": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE).compared,
     "encoder": Collapse(CollapseSearch(steps=5, images=4, starts=2, collapse=0.01), prototypes=3),
+    "gaps": Calibrated((Mask(),), search=SEARCH, race=RACE, references=(TUNING, TUNING)),
     "margin": Margin(starts=2, steps=3),
     "neural_cleanse": cleanse.NeuralCleanse(steps=3, search=SEARCH),
     "published": Published(steps=3, search=SEARCH, reference=TUNING),
-    "sizes": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE, reference=None),
+    "sizes": Calibrated(tuple(FAMILY_ROWS.values()), search=SEARCH, race=RACE),
     "weights": Weights(),
 }
 ONLY_SUPPORT = {"ban", "encoder", "margin", "neural_cleanse", "weights"}  # under the default policy they convict nobody

@@ -9,16 +9,23 @@ from audit_cli.detectors.margin import Margin
 from audit_cli.detectors.neural_cleanse import NeuralCleanse
 from audit_cli.detectors.published import Published
 from audit_cli.detectors.weights import Weights
+from audit_cli.repairs.pivotal_tuning import PivotalTuning
+from audit_cli.repairs.sharpness_aware import SharpnessAware
+from audit_cli.repairs.weight_decay import WeightDecay
 from audit_cli.types import Detector
+
+# Ours: cheap ones, each of another kind.
+REFERENCES = (PivotalTuning(steps=200), SharpnessAware(steps=100), WeightDecay(steps=200))
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "ban": BAN,
     "calibrated": Calibrated,
     "compared": lambda: Calibrated().compared,  # what a calibration compares, of BD001
     "encoder": Collapse,
+    "gaps": lambda: Calibrated(references=REFERENCES),  # the default with BD002 beside BD001
     "margin": Margin,
     "neural_cleanse": NeuralCleanse,
     "published": Published,
-    "sizes": lambda: Calibrated(reference=None),  # the default without its reference model: BD001 alone
+    "sizes": Calibrated,  # what benches called it while the default had a reference model
     "weights": Weights,
 }

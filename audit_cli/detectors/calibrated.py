@@ -1,10 +1,9 @@
 """Calibrated trigger inversion, the default detector.
 
-For every class and trigger family it finds the smallest trigger that works, and measures two things on images the
-search never saw:
-
-- size: how much smaller that trigger is than the model's other classes need at the same success (BD001);
-- gap: how much of its success is lost on a reference model, the suspect after Pivotal Tuning (BD002).
+For every class and trigger family it finds the smallest trigger that works. What counts is its size: how much smaller
+it is than the model's other classes need at the same success (BD001). With `references`, repaired copies of the
+suspect, the gap is told beside it: how much of the trigger's success, on images the search never saw, is lost on the
+middle one of them (BD002).
 
 Beside the families it measures how far the last features must move to each class (`shift`), and how readily each class
 is answered on clean images and on randomly changed ones (`profile`); all also BD001.
@@ -18,7 +17,7 @@ Differs from the papers:
   model, clean ones included, and the gap alone does not tell them apart. `published` is Algorithm 4 as it stands.
 - sizes are compared with the smallest that ordinary classes should have, see `smallness`; Neural Cleanse's median
   absolute deviation over ten classes is unstable.
-- the reference model is tuned for fewer steps: here it supports the evidence and decides nothing.
+- there is no reference model by default, since the gap told little more than the size (GAPS).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -42,7 +42,6 @@ from audit_cli.inversion.state import State
 from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
 from audit_cli.metrics import asr, predict
-from audit_cli.repairs.pivotal_tuning import PivotalTuning
 from audit_cli.types import Context, Finding, Repair, Trigger, TriggerFamily, TrustedData
 
 APART = frozenset({"mask", "warp"})  # judged by thresholds alone: compared, they add nothing (fixtures/results/)
@@ -50,24 +49,23 @@ APART = frozenset({"mask", "warp"})  # judged by thresholds alone: compared, the
 
 @dataclass(frozen=True)
 class Calibrated:
-    """families: the kinds of trigger searched for. reference: the repair whose result is the reference model; None for
-    sizes alone. shift: the search in the features, profile: the answers on clean images; None for none."""
+    """families: the kinds of trigger searched for. references: repairs whose results are reference models. shift: the
+    search in the features, profile: the answers on clean images; None for none."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
-    reference: Repair | None = field(default_factory=lambda: PivotalTuning(steps=200))  # ours, see above
+    references: tuple[Repair, ...] = ()
     shift: Shift | None = field(default_factory=Shift)
     profile: Profile | None = field(default_factory=Profile)
     fit_share: float = 0.5  # ours: share of trusted images that searching and tuning may use; the rest measures
 
     def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
-        """BD001 and BD002 for every class that ran to the end of the race in each family; BD107 at the end."""
+        """BD001, and with references BD002, for every class that ran to the end of the race in each family; BD107 at
+        the end."""
         fit, holdout = trusted.split(self.fit_share, context.generator(stream=5))
         suspect = suspect.clone().on(context.device).frozen()
-        models = [suspect]
-        if self.reference is not None:
-            models.append(self.reference(suspect, fit, context).frozen())
+        references = [repair(suspect, fit, context).frozen() for repair in self.references]
         compared: set[int] = set()
         finalists: set[int] = set()  # of families that are in calibrations, whose features are of no other classes
         reached: set[int] = set()
@@ -83,13 +81,14 @@ class Calibrated:
             for row in range(len(state.classes)):
                 trigger = state.trigger(row, family)
                 found = bool(state.reached[row])
-                rates = [success(model, trigger, holdout, context) for model in models]
+                rate = success(suspect, trigger, holdout, context)
+                left = [success(reference, trigger, holdout, context) for reference in references]
                 known = bool(sizes[row].isfinite())  # a bounded family: no size under its largest works
                 score, ratio = (float(small.score[row]), float(small.ratio[row])) if known else (0.0, 0.0)
-                size = self._size(trigger, score, ratio, rates, holdout.class_names)
+                size = self._size(trigger, score, ratio, rate, left, holdout.class_names)
                 yield replace(size, details={**size.details, "reached": found})
-                if self.reference is not None:
-                    yield gap(size)
+                if references:
+                    yield gap(size, left)
                 context.advance()
         if self.shift is not None:
             yield from self._shifts(self.shift, suspect, trusted, finalists, context)
@@ -102,7 +101,7 @@ class Calibrated:
     def compared(self) -> Calibrated:
         """The same, for the scores alone that a calibration holds."""
         families = tuple(family for family in self.families if family.name not in APART)
-        return replace(self, families=families, reference=None)
+        return replace(self, families=families, references=())
 
     @property
     def scoring(self) -> str:
@@ -144,9 +143,9 @@ class Calibrated:
             )
 
     def _size(
-        self, trigger: Trigger, score: float, ratio: float, rates: Sequence[float], names: Sequence[str]
+        self, trigger: Trigger, score: float, ratio: float, rate: float, left: Sequence[float], names: Sequence[str]
     ) -> Finding:
-        """BD001 of one class. rates: success of its trigger on the suspect and, where there is one, the reference."""
+        """BD001 of one class. rate: success of its trigger on the suspect, left: on the references."""
         family, target, source = trigger.family.name, trigger.target, trigger.source
         details: dict[str, float | int | str | bool | None] = {
             "ratio": ratio,
@@ -165,8 +164,8 @@ class Calibrated:
             family=family,
             target_class=target,
             target_name=names[target] if target < len(names) else None,
-            asr_before=rates[0],
-            asr_after=rates[1] if len(rates) > 1 else None,
+            asr_before=rate,
+            asr_after=median(left) if left else None,
             trigger_norm=trigger.size,
             details=details,
             trigger=trigger,
@@ -199,11 +198,13 @@ def needed(state: State, ceiling: float) -> Tensor:
     return torch.where(state.reached, state.best_size, ceiling)
 
 
-def gap(size: Finding) -> Finding:
-    """BD002 of the same trigger."""
+def gap(size: Finding, left: Sequence[float]) -> Finding:
+    """BD002 of the same trigger, with its success on each of the references."""
     before, after = size.asr_before or 0.0, size.asr_after or 0.0
-    message = f"{size.family} trigger: success {before:.2f} on the model, {after:.2f} on the reference"
-    return replace(size, rule_id="BD002", score=before - after, message=message)
+    each = ", ".join(f"{rate:.2f}" for rate in left)
+    message = f"{size.family} trigger: success {before:.2f} on the model, {each} on repaired copies of it"
+    details = {**size.details, **{f"reference_{k}": rate for k, rate in enumerate(left, start=1)}}
+    return replace(size, rule_id="BD002", score=before - after, message=message, details=details)
 
 
 def uncompared(classes: set[int], total: int, wanted: float) -> Finding:

@@ -5,13 +5,20 @@ weight on its size that grows while the trigger works and shrinks while it does 
 
     for every class c:  minimise over T   CE(f(x ⊕ T), c) + w_c · size(T)        x: trusted images not of class c
 
+An ordinary class is reached by showing what it looks like, a backdoor's target need not be. With `suppress`, the
+class's own features are held back, after Yang, Miller, Kesidis: Improving the Sensitivity of Backdoor Detectors via
+Class Subspace Orthogonalization, 2025, https://arxiv.org/abs/2512.08129:
+
+    … + suppress · cos(latents(x ⊕ T), mean latents of the trusted images of class c)
+
 The model's weights never get a gradient. One tensor holds the triggers of all classes, so a step is a few large
 batches: as many classes at once as PIXELS_PER_PASS allows, and no more images are gathered than one batch needs.
 `Search.run` continues a `State`, so that a race can stop some classes early and go on with the others. A class may
 have several triggers, one for each source class that its images are drawn from.
 
-Differs from the paper: all classes in one batch, fresh images at every step, and the trigger kept is the smallest one
-whose success over the last few batches reached `success`, so that sizes are compared at matched success.
+Differs from the papers: all classes in one batch, fresh images at every step, and the trigger kept is the smallest one
+whose success over the last few batches reached `success`, so that sizes are compared at matched success; the second
+paper's constraint on a subspace is a penalty on one direction here.
 """
 
 from __future__ import annotations
@@ -45,6 +52,30 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What is minimised, but for the size. own: (num_classes, D) latents that `suppress` holds back, as above."""
+
+    suspect: Classifier
+    beside: ExtraLoss | None
+    suppress: float
+    own: Tensor | None
+
+    def __call__(self, images: Tensor, target: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """Stamped images (M, C, H, W), their targets and true labels (M,) -> summed loss (), logits (M, classes)."""
+        if self.own is None:
+            logits, shown = self.suspect(images).float(), None
+        else:
+            outputs, latents = self.suspect.outputs(images)
+            logits, shown = outputs.float(), F.cosine_similarity(latents.float(), self.own[target])
+        loss = F.cross_entropy(logits, target, reduction="sum")
+        if shown is not None:
+            loss = loss + self.suppress * shown.sum()
+        if self.beside is not None:
+            loss = loss + self.beside(images, true).sum()
+        return loss, logits
+
+
+@dataclass(frozen=True)
 class Search:
     """How hard to search; the step size and the growth of the size's weight belong to the family."""
 
@@ -54,12 +85,15 @@ class Search:
     patience: int = 3  # steps in a row before the weight changes; also the batches that success is taken over
     betas: tuple[float, float] = field(default=(0.5, 0.9))  # Adam, Neural Cleanse
     speed: float = 1.0  # factor on the family's step size
+    suppress: float = 0.0  # weight of the cosine to the target class's own latents
 
     def __post_init__(self) -> None:
         success = 1.0 if self.success is None else self.success
         relax = success if self.relax is None else self.relax
         if min(self.images, self.patience) < 1 or self.speed <= 0 or not 0 < relax <= success <= 1:
             raise ValueError(f"{self}: images, patience and speed must be positive, 0 < relax <= success <= 1")
+        if self.suppress < 0:
+            raise ValueError(f"{self}: suppress must not be negative")
 
     def matched(self, family: TriggerFamily) -> float:
         """The success at which the sizes of `family` are compared."""
@@ -103,11 +137,13 @@ class Search:
     ) -> State:
         """`steps` more steps for the classes of `state`. The suspect must be frozen and on the context's device."""
         images, labels = trusted.images.to(context.device), trusted.labels.to(context.device)
+        own = own_features(suspect, trusted, context) if self.suppress else None
+        objective = Objective(suspect, extra, self.suppress, own)
         eligible = state.eligible(labels).float().cpu()  # (K, N)
         generator = context.generator(stream=3 + state.step)
         for _ in range(steps):
             index = torch.multinomial(eligible, self.images, replacement=True, generator=generator).to(context.device)
-            measured = self._measure(suspect, family, state, images, labels, index, context, extra)
+            measured = self._measure(objective, family, state, images, labels, index, context)
             state = self._keep_best(family, state, measured)
             state = self._descend(family, state, measured.gradients)
             context.advance(note=_leader(state))
@@ -115,14 +151,13 @@ class Search:
 
     def _measure(
         self,
-        suspect: Classifier,
+        objective: Objective,
         family: TriggerFamily,
         state: State,
         images: Tensor,  # (N, C, H, W)
         labels: Tensor,  # (N,)
         index: Tensor,  # (K, B) the images of every class in this step
         context: Context,
-        extra: ExtraLoss | None,
     ) -> Measured:
         """A slice of classes at a time, each with images and leaves of its own, so that memory does not grow with K."""
         K, B = index.shape
@@ -134,8 +169,8 @@ class Search:
             leaves = {name: value[rows].detach().requires_grad_() for name, value in state.parameters.items()}
             stamped = family.stamp(leaves, images[index[rows]])  # (k, B, C, H, W)
             target, true = state.classes[rows].repeat_interleave(B), labels[index[rows]].flatten()
-            gradient, logits = self._image_gradient(
-                suspect, stamped.detach().flatten(0, 1), target, true, per_pass, context, extra
+            gradient, logits = image_gradient(
+                objective, stamped.detach().flatten(0, 1), target, true, per_pass, context
             )
             stamped.backward(gradient.view_as(stamped) / B)
             size = family.size(leaves)
@@ -147,31 +182,6 @@ class Search:
             success[rows] = (logits.argmax(1) == target).float().view(-1, B).mean(1)
             losses[rows] = F.cross_entropy(logits, target, reduction="none").view(-1, B).mean(1)
         return Measured(gradients, sizes, success, losses)
-
-    def _image_gradient(
-        self,
-        suspect: Classifier,
-        stamped: Tensor,
-        target: Tensor,
-        y: Tensor,
-        per_pass: int,
-        context: Context,
-        extra: ExtraLoss | None,
-    ) -> tuple[Tensor, Tensor]:
-        """d loss / d image, (M, C, H, W), and logits (M, classes), a slice of images at a time."""
-        gradients, outputs = [], []
-        for images, wanted, true in zip(
-            stamped.split(per_pass), target.split(per_pass), y.split(per_pass), strict=True
-        ):
-            leaf = images.contiguous(memory_format=torch.channels_last).requires_grad_()
-            with context.autocast():
-                logits = suspect(leaf).float()
-                loss = F.cross_entropy(logits, wanted, reduction="sum")
-                if extra is not None:
-                    loss = loss + extra(leaf, true).sum()
-            gradients.append(torch.autograd.grad(loss, leaf)[0])
-            outputs.append(logits.detach())
-        return torch.cat(gradients), torch.cat(outputs)
 
     def _keep_best(self, family: TriggerFamily, state: State, measured: Measured) -> State:
         sizes, success = measured.sizes, measured.success
@@ -207,6 +217,30 @@ class Search:
         )
         streak = torch.where(up | down, torch.zeros_like(state.streak), state.streak)
         return replace(state, parameters=parameters, moments=moments, weight=weight, streak=streak, step=t)
+
+
+def image_gradient(
+    objective: Objective, stamped: Tensor, target: Tensor, true: Tensor, per_pass: int, context: Context
+) -> tuple[Tensor, Tensor]:
+    """d loss / d image, (M, C, H, W), and logits (M, classes), `per_pass` images at a time."""
+    gradients, outputs = [], []
+    for images, wanted, y in zip(stamped.split(per_pass), target.split(per_pass), true.split(per_pass), strict=True):
+        leaf = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        with context.autocast():
+            loss, logits = objective(leaf, wanted, y)
+        gradients.append(torch.autograd.grad(loss, leaf)[0])
+        outputs.append(logits.detach())
+    return torch.cat(gradients), torch.cat(outputs)
+
+
+@torch.no_grad()
+def own_features(suspect: Classifier, trusted: TrustedData, context: Context) -> Tensor:
+    """Mean latents (num_classes, D) of each class's trusted images; zeros where there are none."""
+    with context.autocast():
+        parts = [suspect.latents(part.to(context.device)).float() for part in trusted.images.split(256)]
+    latents, labels = torch.cat(parts), trusted.labels.to(context.device)
+    members = F.one_hot(labels, suspect.num_classes).T.float()  # (classes, N)
+    return members @ latents / members.sum(1, keepdim=True).clamp(min=1)
 
 
 def _leader(state: State) -> str:

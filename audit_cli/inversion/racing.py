@@ -27,6 +27,7 @@ from torch import Tensor
 
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.engine import Search
+from audit_cli.inversion.folding import folded
 from audit_cli.inversion.listing import Listed, Listing
 from audit_cli.inversion.state import State
 from audit_cli.types import Context, TriggerFamily, TrustedData
@@ -69,10 +70,11 @@ class Race:
     first: int = 60  # ours: steps of all pairs; the rest of `steps` is for the smallest
     sources: int = 2  # ours: pairs of each target that go on
     listing: Listing = field(default_factory=Listing)  # of families that are tried one by one
+    starts: int = 1  # random triggers a class starts from where all run to the end; the smallest result counts
 
     def __post_init__(self) -> None:
-        if not 0 < self.first <= self.steps or min(self.sample, self.chunk, self.sources) < 1:
-            raise ValueError(f"{self}: 0 < first <= steps, sample, chunk and sources at least 1")
+        if not 0 < self.first <= self.steps or min(self.sample, self.chunk, self.sources, self.starts) < 1:
+            raise ValueError(f"{self}: 0 < first <= steps, sample, chunk, sources and starts at least 1")
         if min(self.pairs, self.ease) < 0:
             raise ValueError(f"{self}: pairs and ease must not be negative")
         if [rung.classes is None for rung in self.rungs] != [True] + [False] * max(1, len(self.rungs) - 1):
@@ -92,15 +94,18 @@ class Race:
         self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
     ) -> tuple[State, Tensor]:
         """The K classes that ran to the end, and which of them (K,) bool are a fair sample of all classes."""
+        suspect = folded(suspect, trusted.images[:1].to(context.device))
         if isinstance(family, Listed):
             return self._run_listed(suspect, family, trusted, search, context)
         if family.per_source:
             return self._run_pairs(suspect, family, trusted, search, context)
         if len(self.sampled(suspect.num_classes, context)) < suspect.num_classes:
             return self._run_rungs(suspect, family, trusted, search, context)
-        state = search.start(family, torch.arange(suspect.num_classes), trusted.shape, context)
+        targets = torch.arange(suspect.num_classes).repeat(self.starts)
+        state = search.start(family, targets, trusted.shape, context)
         context.progress.stage(f"{family.name} triggers", self.steps)
         state = search.run(suspect, family, state, trusted, self.steps, context)
+        state = state.take(smallest_of_each(state, 1)) if self.starts > 1 else state
         return state, torch.ones_like(state.classes, dtype=torch.bool)
 
     def again(
@@ -117,6 +122,7 @@ class Race:
         """A plain search to the end for `classes` alone, from `starts` random triggers each; of a family that is tried
         one by one, the `listed` best."""
         targets = torch.tensor(classes)
+        suspect = folded(suspect, trusted.images[:1].to(context.device))
         if isinstance(family, Listed):
             return self.listing.several(suspect, family, trusted, search, context, targets, listed)
         state = search.start(family, targets.repeat(starts), trusted.shape, context)

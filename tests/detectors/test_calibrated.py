@@ -22,13 +22,13 @@ from audit_cli.policy import Policy
 from audit_cli.types import Context, Finding, Trigger, TriggerFamily, TrustedData
 
 FAMILIES = ("additive", "mask")
-QUICK = Calibrated(search=Search(images=6, success=0.6, relax=0.4), race=Race(steps=8, first=8), reference=identity)
+QUICK = Calibrated(search=Search(images=6, success=0.6, relax=0.4), race=Race(steps=8, first=8), references=(identity,))
 
 
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, list[Finding]]:
     """Findings on the planted classifier and on its clean twin."""
-    detector = Calibrated(race=Race(steps=120, first=50), reference=identity)
+    detector = Calibrated(race=Race(steps=120, first=50), references=(identity,))
     return {
         name: list(detector(planted.classifier(), planted.data(), Context()))
         for name, planted in (("planted", Planted()), ("clean", Planted(weight=0)))
@@ -96,7 +96,7 @@ def test_the_gap_is_what_the_reference_lost() -> None:
         return Planted(weight=0).classifier()
 
     findings = list(
-        Calibrated((Mask(),), race=Race(steps=60, first=50), reference=cut)(
+        Calibrated((Mask(),), race=Race(steps=60, first=50), references=(cut,))(
             planted.classifier(), planted.data(), Context()
         )
     )
@@ -105,6 +105,28 @@ def test_the_gap_is_what_the_reference_lost() -> None:
     assert gap.asr_before > 0.9
     assert gap.asr_after == 0
     assert gap.score == pytest.approx(gap.asr_before)
+
+
+def test_of_several_references_the_middle_one_decides() -> None:
+    planted = Planted()
+
+    def cut(pivot: Classifier, trusted: TrustedData, context: Context) -> Classifier:
+        return Planted(weight=0).classifier()
+
+    for references, rest in (((cut, identity, cut), 0.0), ((identity, cut, identity), None)):
+        detector = Calibrated((Mask(),), race=Race(steps=60, first=50), references=references)
+        findings = list(detector(planted.classifier(), planted.data(), Context()))
+        found = next(f for f in findings if (f.rule_id, f.target_class) == ("BD002", planted.target))
+        assert found.asr_after == (found.asr_before if rest is None else rest)
+        assert [found.details[f"reference_{k}"] for k in (1, 2, 3)] == [
+            0.0 if reference is cut else found.asr_before for reference in references
+        ]
+
+
+def test_without_references_there_is_no_gap() -> None:
+    findings = list(replace(QUICK, references=())(small(), noise_data(), Context()))
+    assert {f.rule_id for f in findings} == {"BD001", "BD107"}
+    assert all(f.asr_after is None for f in findings)
 
 
 def test_searching_and_measuring_use_different_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +141,7 @@ def test_searching_and_measuring_use_different_images(monkeypatch: pytest.Monkey
         return 0.0
 
     monkeypatch.setattr("audit_cli.detectors.calibrated.success", measured)
-    list(replace(QUICK, reference=reference)(small(), data, Context()))
+    list(replace(QUICK, references=(reference,))(small(), data, Context()))
     rows = {name: {image.numpy().tobytes() for image in part.images} for name, part in seen.items()}
     assert not rows["fit"] & rows["holdout"]
     assert len(rows["fit"] | rows["holdout"]) == len(data)
@@ -170,7 +192,7 @@ class OneReached(Race):
 
 @pytest.mark.parametrize(("family", "others"), [(RandomPatch(), 9.0), (Mask(), 1.8)], ids=["bounded", "unbounded"])
 def test_classes_without_a_trigger_count_as_the_ceiling_or_the_largest(family: TriggerFamily, others: float) -> None:
-    findings = list(Calibrated((family,), race=OneReached(), reference=identity)(small(), noise_data(), Context()))
+    findings = list(Calibrated((family,), race=OneReached(), references=(identity,))(small(), noise_data(), Context()))
     expected = smallness(torch.tensor([1.8, *[others] * 4]), torch.ones(5, dtype=torch.bool), 5).score.tolist()
     if family.name == "mask":  # how large the others would have to be is not known
         expected[1:] = [0] * 4
@@ -184,7 +206,7 @@ def test_an_unreachable_class_is_reported_and_acquits_nobody() -> None:
     planted = Planted(weight=0)
     classifier = planted.classifier()
     classifier.head.bias.data[1] -= 1e4
-    detector = Calibrated(race=Race(steps=20, first=20), reference=identity, profile=None)
+    detector = Calibrated(race=Race(steps=20, first=20), references=(identity,), profile=None)
     findings = list(detector(classifier, planted.data(), Context()))
     assert next(f.score for f in findings if f.rule_id == "BD107") >= 1
     unreached = {f.family: f.score for f in findings if f.rule_id == "BD001" and f.target_class == 1}

@@ -163,9 +163,9 @@ def test_nothing_said_about_the_profile_stands_alone() -> None:
 
 def test_a_scan_with_it_and_one_without() -> None:
     classifier, data = small(), noise_data()
-    searched = Calibrated(families=(), reference=None, shift=None)
+    searched = Calibrated(families=(), shift=None)
     told = [f.family for f in searched(classifier, data, Context())]
     assert told == [family for family in Profile().families for _ in range(classifier.num_classes)] + [""]
-    without = Calibrated(families=(), reference=None, shift=None, profile=None)
+    without = Calibrated(families=(), shift=None, profile=None)
     assert all("profile" not in f.family for f in without(classifier, data, Context()))
     assert searched.scoring != without.scoring

@@ -109,7 +109,7 @@ def test_with_many_classes_a_target_has_few_sources() -> None:
 
 
 def test_the_detector_reports_it_as_a_family_without_a_trigger() -> None:
-    detector = Calibrated(families=(), reference=None, profile=None)
+    detector = Calibrated(families=(), profile=None)
     found = [f for f in detector(*answers(), Context()) if f.rule_id == "BD001"]
     assert [f.target_class for f in found] == [0, 1, 2, 3, 4]
     assert {f.family for f in found} == {"features"}
@@ -120,7 +120,7 @@ def test_the_detector_reports_it_as_a_family_without_a_trigger() -> None:
 
 
 def test_scores_by_source_only_where_all_sources_are_tried() -> None:
-    detector = Calibrated(families=(), reference=None, shift=Shift(sources=3), profile=None)
+    detector = Calibrated(families=(), shift=Shift(sources=3), profile=None)
     found = [f for f in detector(*answers(), Context()) if f.rule_id == "BD001"]
     assert len(found) == 5
     assert not any(f.by_source for f in found)
@@ -135,5 +135,5 @@ def test_nonsense_settings_name_themselves(settings: dict[str, float]) -> None:
 
 
 def test_it_can_be_left_out() -> None:
-    found = list(Calibrated(families=(), reference=None, shift=None, profile=None)(small(), noise_data(), Context()))
+    found = list(Calibrated(families=(), shift=None, profile=None)(small(), noise_data(), Context()))
     assert [f.rule_id for f in found] == ["BD107"]

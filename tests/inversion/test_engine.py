@@ -158,6 +158,24 @@ def test_small_passes_equal_one_large_one(
     assert torch.equal(parts.recent, whole.recent)
 
 
+def test_features_of_the_target_class_are_held_back(draws: Draws) -> None:
+    """The gradient is that of mean CE + suppress · mean cosine to the class's mean latents + weight · size."""
+    suspect, data, family = small().frozen(), noise_data(), Additive()
+    first = start(family, [2, 0, 4], data)
+    after = replace(SEARCH, suppress=0.7).run(suspect, family, first, data, 1, Context())
+    for row, c in enumerate([2, 0, 4]):
+        leaf = first.parameters["pattern"][row : row + 1].clone().requires_grad_()
+        x = data.images[draws[0][row]]
+        logits, latents = suspect.outputs(family.stamp({"pattern": leaf}, x[None])[0])
+        own = suspect.latents(data.images[data.labels == c]).mean(0)
+        cosine = (latents @ own) / (latents.norm(dim=1) * own.norm())
+        cross_entropy = F.cross_entropy(logits, torch.full((len(x),), c))
+        (cross_entropy + 0.7 * cosine.mean() + family.weight * family.size({"pattern": leaf})[0]).backward()
+        assert leaf.grad is not None
+        expected = (1 - SEARCH.betas[0]) * leaf.grad[0]
+        torch.testing.assert_close(after.moments["pattern"][0][row], expected, rtol=1e-3, atol=1e-6)
+
+
 class Largest(TorchFunctionMode):
     """Notes how many numbers the largest tensor made under it has."""
 

@@ -136,8 +136,20 @@ def test_few_classes_are_all_searched_to_the_end() -> None:
         assert all(torch.equal(state.parameters[name], expected.parameters[name]) for name in expected.parameters)
 
 
+def test_of_several_starts_the_smallest_result_counts() -> None:
+    planted, data, search = Planted().classifier(), Planted().data(2), Search(images=4)
+    every = search.start(Mask(), torch.arange(4).repeat(3), data.shape, Context())
+    every = search.run(planted, Mask(), every, data, 60, Context())
+    assert bool(every.reached.all()), "nothing to choose from"
+    state, sample = Race(steps=60, starts=3).run(planted, Mask(), data, search, Context())
+    assert state.classes.tolist() == [0, 1, 2, 3]
+    assert sample.tolist() == [True] * 4
+    assert torch.equal(state.best_size, every.best_size.view(3, 4).amin(0))
+    assert len(set(every.best_size.view(3, 4).argmin(0).tolist())) > 1, "the first start was always the best"
+
+
 @pytest.mark.parametrize(
-    "settings", [{"first": 0}, {"first": 9, "steps": 8}, {"sample": 0}, {"chunk": 0}, {"ease": -1}]
+    "settings", [{"first": 0}, {"first": 9, "steps": 8}, {"sample": 0}, {"chunk": 0}, {"starts": 0}, {"ease": -1}]
 )
 def test_nonsense_settings_name_themselves(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"Race\("):

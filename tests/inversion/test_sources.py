@@ -88,7 +88,7 @@ def test_the_smallest_of_each_target() -> None:
 
 def test_only_the_search_per_source_convicts_a_backdoor_of_one_source() -> None:
     race = Race(steps=120, first=40)
-    detector = Calibrated((Mask(), SourceMask()), race=race, reference=identity, shift=None, profile=None)
+    detector = Calibrated((Mask(), SourceMask()), race=race, references=(identity,), shift=None, profile=None)
     findings = [f for f in detector(gated(), TOY.data(), Context()) if f.rule_id == "BD001"]
     scores = {(f.family, f.target_class): f.score for f in findings}
     assert len(scores) == len(findings) == 2 * TOY.classes
@@ -108,7 +108,7 @@ def test_too_many_pairs_are_left_out() -> None:
     one_class = data.take(torch.nonzero(data.labels == 1).flatten())
     assert Race().covers(SourceMask(), one_class, 5)
     race = Race(steps=2, first=1, pairs=19)
-    few = Calibrated((Mask(), SourceMask()), Search(images=4), race, reference=identity, shift=None, profile=None)
+    few = Calibrated((Mask(), SourceMask()), Search(images=4), race, references=(identity,), shift=None, profile=None)
     findings = list(few(small(), data, Context()))
     assert {f.family for f in findings if f.family} == {"mask"}
     assert sum(f.rule_id == "BD107" for f in findings) == 1

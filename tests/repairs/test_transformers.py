@@ -93,7 +93,7 @@ def test_gate_and_search(model: str, dtype: torch.dtype, models: dict[str, Class
     gate = sanity(suspect, trusted, context, stated="test", choice=None, min_images=1, min_per_class=1)
     assert "BD101" in {finding.rule_id for finding in gate}
     findings = list(
-        Calibrated(search=SEARCH, race=RACE, reference=PivotalTuning(steps=1, batch=8, pad=1))(
+        Calibrated(search=SEARCH, race=RACE, references=(PivotalTuning(steps=1, batch=8, pad=1),))(
             suspect, trusted, context
         )
     )
