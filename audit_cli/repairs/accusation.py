@@ -11,6 +11,7 @@ from audit_cli.detectors.shift import Shift
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.light import Light
 from audit_cli.inversion.listing import Listed
+from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.reflection import Reflection
 from audit_cli.inversion.warp import Warp
 from audit_cli.repairs.unlearning import Unlearning
@@ -25,6 +26,9 @@ KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
 }
 DOSE = 0.25  # ours: share of a batch that is stamped where only a kind is known; half leaves more (development, Refool)
 OFTEN = 2.0  # ours: so many times as often is taught inside there; half leaves three times as much (the same Refool)
+# Ours: a mask's score over that of other triggers of its class. Patches of cifar-s have 1.4 and more (median 2.8), what
+# fills the image 1.2 at most; a published network with a full-image pattern has 1.6.
+PATCH = 2.0
 
 
 def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
@@ -41,6 +45,9 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
     another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
     telling: there the other families leave less.
+
+    Where masks alone are accused, and they are patches, there is no fog, which is for patterns that fill the image and
+    costs accuracy; instead more is taught inside the network (fixtures/results/mask-repair-study.json).
 
     Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
     are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
@@ -61,6 +68,9 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
             accused |= {(family.name, target) for family in (*kinds.get(target, descended), *beside)}
     persuaded = any(finding.family == Shift.name for finding in convicting)
     repair = replace(repair, accused=frozenset(accused), persuaded=persuaded)
+    inside = min(1.0, OFTEN * repair.inside)
+    if {family for family, _ in accused} == {Mask.name} and patches(triggered):
+        return replace(repair, fog=0.0, inside=inside)
     if not kinds:
         return repair
     taught = {family.name: family for families in kinds.values() for family in families}
@@ -70,9 +80,22 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
         families=tuple(family for family in repair.families if family.name in {name for name, _ in accused}),
         told=tuple(family for name, family in taught.items() if name not in known),
         stamped=max(repair.stamped, DOSE),
-        inside=min(1.0, OFTEN * repair.inside),
+        inside=inside,
         fog=0.0 if Light.name in taught else repair.fog,
         taught=max(repair.taught, len(taught)),
+    )
+
+
+def patches(triggered: Sequence[Finding]) -> bool:
+    """Do triggers convict, and every class of a patch? A mask that imitates a pattern which fills the image is not much
+    more unusual than the pattern that convicts beside it."""
+    largest: dict[tuple[int | None, bool], float] = {}
+    for finding in triggered:
+        key = finding.target_class, finding.family == Mask.name
+        largest[key] = max(finding.score, largest.get(key, 0.0))
+    classes = {target for target, _ in largest}
+    return bool(classes) and all(
+        largest.get((target, True), 0.0) >= PATCH * largest.get((target, False), 0.0) for target in classes
     )
 
 

@@ -200,6 +200,23 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
 
+def test_where_patches_alone_are_accused_there_is_no_fog_and_more_inside() -> None:
+    unlearning = Unlearning(families=(Mask(), Additive(), Wave()))
+    mask = Finding("BD001", 5.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    additive = replace(mask, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0))
+    features = replace(mask, family="features", trigger=None)
+    faint, filling = (replace(additive, score=score, p_value=0.02) for score in (2.4, 2.6))
+    for convicting in ([mask], [mask, replace(mask, target_class=2)], [mask, faint]):
+        repair = told(unlearning, convicting)
+        assert isinstance(repair, Unlearning)
+        assert (repair.fog, repair.inside) == (0.0, 2 * unlearning.inside)
+        assert repair.stamped == unlearning.stamped
+    for convicting in ([additive], [mask, additive], [mask, filling], [mask, features], [features]):
+        repair = told(unlearning, convicting)
+        assert isinstance(repair, Unlearning)
+        assert (repair.fog, repair.inside) == (unlearning.fog, unlearning.inside)
+
+
 def test_what_random_changes_convict_speaks_before_the_features_of_other_classes() -> None:
     convicting = [
         Finding("BD001", 1.4, "", family=family, target_class=target)
