@@ -46,8 +46,8 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
     telling: there the other families leave less.
 
-    Where masks alone are accused, and they are patches, there is no fog, which is for patterns that fill the image and
-    costs accuracy; instead more is taught inside the network (fixtures/results/mask-repair-study.json).
+    Where the triggers that convict are patches there is no fog, which is for patterns that fill the image and costs
+    accuracy; instead more is taught inside the network (fixtures/results/mask-repair-study.json).
 
     Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
     are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
@@ -69,7 +69,7 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     persuaded = any(finding.family == Shift.name for finding in convicting)
     repair = replace(repair, accused=frozenset(accused), persuaded=persuaded)
     inside = min(1.0, OFTEN * repair.inside)
-    if {family for family, _ in accused} == {Mask.name} and patches(triggered):
+    if patches(triggered):
         return replace(repair, fog=0.0, inside=inside)
     if not kinds:
         return repair

@@ -200,18 +200,20 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
 
-def test_where_patches_alone_are_accused_there_is_no_fog_and_more_inside() -> None:
+def test_where_patches_convict_there_is_no_fog_and_more_inside() -> None:
     unlearning = Unlearning(families=(Mask(), Additive(), Wave()))
     mask = Finding("BD001", 5.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
     additive = replace(mask, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0))
     features = replace(mask, family="features", trigger=None)
     faint, filling = (replace(additive, score=score, p_value=0.02) for score in (2.4, 2.6))
-    for convicting in ([mask], [mask, replace(mask, target_class=2)], [mask, faint]):
+    weak = replace(additive, score=2.4)
+    for convicting in ([mask], [mask, replace(mask, target_class=2)], [mask, faint], [mask, weak], [mask, features]):
         repair = told(unlearning, convicting)
         assert isinstance(repair, Unlearning)
         assert (repair.fog, repair.inside) == (0.0, 2 * unlearning.inside)
         assert repair.stamped == unlearning.stamped
-    for convicting in ([additive], [mask, additive], [mask, filling], [mask, features], [features]):
+    elsewhere = replace(weak, target_class=2)
+    for convicting in ([additive], [mask, additive], [mask, filling], [mask, elsewhere], [features]):
         repair = told(unlearning, convicting)
         assert isinstance(repair, Unlearning)
         assert (repair.fog, repair.inside) == (unlearning.fog, unlearning.inside)
