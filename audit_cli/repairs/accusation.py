@@ -27,7 +27,7 @@ KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
 DOSE = 0.25  # ours: share of a batch that is stamped where only a kind is known; half leaves more (development, Refool)
 OFTEN = 2.0  # ours: so many times as often is taught inside there; half leaves three times as much (the same Refool)
 # Ours: a mask's score over that of other triggers of its class. Patches of cifar-s have 1.4 and more (median 2.8), what
-# fills the image 1.2 at most; a published network with a full-image pattern has 1.6.
+# fills the image 1.2 at most; a published network with a full-image pattern has 1.5.
 PATCH = 2.0
 
 
