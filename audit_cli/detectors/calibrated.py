@@ -17,8 +17,8 @@ Differs from the papers:
   model, clean ones included, and the gap alone does not tell them apart. `published` is Algorithm 4 as it stands.
 - sizes are compared with the smallest that ordinary classes should have, see `smallness`; Neural Cleanse's median
   absolute deviation over ten classes is unstable.
-- there is no reference model by default: the gap tells less than the size, for several times the price
-  (fixtures/results/search-study.json).
+- there is no reference model by default: in three of four families the gap told planted from clean models no better
+  than chance, for several times the price of the search (fixtures/results/search-study.json).
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import noise_data
 
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.folding import folded
 from audit_cli.models.create import create
-from tests.toys import noise_data
 
 IMAGES = noise_data().images[:6]
 
