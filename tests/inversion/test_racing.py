@@ -136,6 +136,22 @@ def test_few_classes_are_all_searched_to_the_end() -> None:
         assert all(torch.equal(state.parameters[name], expected.parameters[name]) for name in expected.parameters)
 
 
+def test_what_is_searched_is_the_folded_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a race and in a plain search: the twin that folding is made to give has no backdoor to find."""
+    suspect, twin, data = Planted().classifier(), Planted(weight=0).classifier(), Planted().data(2)
+    search, race = Search(images=4), Race(steps=20, first=20)
+
+    def sizes(of: Classifier) -> tuple[Tensor, Tensor]:
+        raced, _ = race.run(of, Mask(), data, search, Context())
+        return raced.parameters["mask"], race.again(of, Mask(), [2], 1, data, search, Context()).parameters["mask"]
+
+    expected, own = sizes(twin), sizes(suspect)
+    monkeypatch.setattr("audit_cli.inversion.racing.folded", lambda classifier, probe: twin)
+    for given, wanted, other in zip(sizes(suspect), expected, own, strict=True):
+        assert torch.equal(given, wanted)
+        assert not torch.equal(given, other)
+
+
 def test_of_several_starts_the_smallest_result_counts() -> None:
     planted, data, search = Planted().classifier(), Planted().data(2), Search(images=4)
     every = search.start(Mask(), torch.arange(4).repeat(3), data.shape, Context())
