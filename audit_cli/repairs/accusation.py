@@ -16,7 +16,7 @@ from audit_cli.inversion.reflection import Reflection
 from audit_cli.inversion.warp import Warp
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.repairs.watch import WatchedRepair
-from audit_cli.types import Finding, TriggerFamily
+from audit_cli.types import Finding, Trigger, TriggerFamily
 
 # A change (detectors/changes.py) that moves a class's profile, and the families whose triggers are like it.
 KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
@@ -97,6 +97,19 @@ def patches(triggered: Sequence[Finding]) -> bool:
     return bool(classes) and all(
         largest.get((target, True), 0.0) >= PATCH * largest.get((target, False), 0.0) for target in classes
     )
+
+
+def recovered(convicting: Sequence[Finding]) -> list[Trigger]:
+    """The triggers that convict and that a repaired model is shown again, in the order of the findings.
+
+    Where patches convict, a pattern that fills the image and does so only beside clean models is none of them: by
+    itself it is an ordinary one, and twice as far inside the network such a pattern leads to its class whatever was
+    repaired. Of a BadNets of `unseen-s` that obeyed on 3 % of images it led 27 % there, the mask 2 % (one victim,
+    fixtures/results)."""
+    triggered = [finding for finding in convicting if finding.trigger]
+    if patches(triggered):
+        triggered = [finding for finding in triggered if finding.family == Mask.name or finding.p_value is None]
+    return [finding.trigger for finding in triggered if finding.trigger]
 
 
 def risen(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:

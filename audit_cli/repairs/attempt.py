@@ -11,6 +11,7 @@ from audit_cli.checkpoint import Checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.judgement import EXIT_CODES, PASS_REASON, excess, judge
 from audit_cli.policy import Policy
+from audit_cli.repairs.accusation import recovered
 from audit_cli.repairs.acquittal import asked_again
 from audit_cli.repairs.holdout import STEP, Cost, images_needed
 from audit_cli.repairs.relearning import Relearned
@@ -49,8 +50,8 @@ class Case:
 
     @property
     def triggers(self) -> list[Trigger]:
-        """The triggers that convicted the pivot, most suspicious first."""
-        return [finding.trigger for finding in self.convicting if finding.trigger is not None]
+        """The triggers that convicted the pivot and that a repaired model is shown again, most suspicious first."""
+        return recovered(self.convicting)
 
     @property
     def retested(self) -> bool:

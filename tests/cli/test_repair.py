@@ -27,6 +27,7 @@ from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.wave import Wave
 from audit_cli.mend import Relearning, told
 from audit_cli.repairs import ladder
+from audit_cli.repairs.accusation import recovered
 from audit_cli.repairs.ladder import FURTHER, SLIGHTLY, Rung
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.unlearning import Survey, Unlearning
@@ -217,6 +218,19 @@ def test_where_patches_convict_there_is_no_fog_and_more_inside() -> None:
         repair = told(unlearning, convicting)
         assert isinstance(repair, Unlearning)
         assert (repair.fog, repair.inside) == (unlearning.fog, unlearning.inside)
+
+
+def test_beside_a_patch_no_pattern_is_shown_again_that_convicts_only_beside_clean_models() -> None:
+    mask = Finding("BD001", 5.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    pattern = replace(mask, score=1.6, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0), p_value=0.04)
+    features = replace(pattern, family="features", trigger=None)
+    assert recovered([mask, pattern, features]) == [mask.trigger]
+    by_threshold = replace(pattern, p_value=None)
+    assert recovered([mask, by_threshold]) == [mask.trigger, by_threshold.trigger]
+    filling = replace(pattern, score=3.0)
+    assert recovered([mask, filling]) == [mask.trigger, filling.trigger], "the mask imitates a pattern"
+    assert recovered([pattern, features]) == [pattern.trigger]
+    assert recovered([features]) == []
 
 
 def test_what_random_changes_convict_speaks_before_the_features_of_other_classes() -> None:
