@@ -102,10 +102,10 @@ def patches(triggered: Sequence[Finding]) -> bool:
 def recovered(convicting: Sequence[Finding]) -> list[Trigger]:
     """The triggers that convict and that a repaired model is shown again, in the order of the findings.
 
-    Where patches convict, a pattern that fills the image and does so only beside clean models is none of them: by
-    itself it is an ordinary one, and twice as far inside the network such a pattern leads to its class whatever was
-    repaired. Of a BadNets of `unseen-s` that obeyed on 3 % of images it led 27 % there, the mask 2 % (one victim,
-    fixtures/results)."""
+    Where patches convict, another trigger that does so only beside clean models is none of them: by itself it is an
+    ordinary one, and twice as far inside the network it can lead to its class when the patch no longer does. Of one
+    repaired BadNets that obeyed on 3 % of images a full-image pattern led 27 % there, the mask 2 %
+    (fixtures/results/mask-repair-study.json). The rescan searches such patterns still, by thresholds."""
     triggered = [finding for finding in convicting if finding.trigger]
     if patches(triggered):
         triggered = [finding for finding in triggered if finding.family == Mask.name or finding.p_value is None]
