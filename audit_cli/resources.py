@@ -1,6 +1,7 @@
 """Files that travel with the code: policies, JSON Schemas, rule pages, fixtures.
 
-A wheel carries `rules/` and `fixtures/` inside the package, as `_bundled/`; in a checkout they are at its top level.
+A wheel carries `rules/` and the models of `fixtures/` inside the package, as `_bundled/`; in a checkout they are at its
+top level.
 """
 
 from __future__ import annotations

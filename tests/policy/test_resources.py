@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -93,7 +94,10 @@ def test_the_wheel_carries_rules_and_fixtures(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for kind in ("rules", "fixtures"):
-        files = [path for path in (CHECKOUT / kind).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        for path in files:
-            assert f"audit_cli/_bundled/{path.relative_to(CHECKOUT).as_posix()}" in names
+    manifest = json.loads((CHECKOUT / "fixtures" / "manifest.json").read_text())
+    models = [entry["file"] for entry in (manifest["trusted"], *manifest["models"].values())]
+    carried = [path for path in (CHECKOUT / "rules").rglob("*") if path.is_file()]
+    carried += [CHECKOUT / "fixtures" / name for name in ("manifest.json", *models)]
+    for path in carried:
+        assert f"audit_cli/_bundled/{path.relative_to(CHECKOUT).as_posix()}" in names
+    assert not [name for name in names if "/results/" in name or "/benches/" in name or name.endswith("_study.py")]
