@@ -242,6 +242,24 @@ def test_every_method_is_measured_on_the_same_victims(script: ModuleType) -> Non
     assert (mine["auc"], mine["caught"], mine["alarms"]) == (1.0, 4, 0), "3 is over the policy's 1.5, 1 is not"
 
 
+def test_the_search_is_told_beside_clean_models_too(script: ModuleType) -> None:
+    def scored(victim: str, score: float) -> dict[str, Any]:
+        told = cell("sizes", victim, 0.9)
+        rows = {family: {"0": [0.9, 1.0], "1": [score, 1.0]} for family in ("additive", "wave")}
+        return told | {"scores": {f"BD001/{family}": row for family, row in rows.items()}}
+
+    clean_models = [scored(f"clean-{i}", 0.8 + 0.01 * i) for i in range(40)]
+    ours = [scored(f"clean-{100 + i}", 0.9 + 0.01 * i) for i in range(4)] + [scored("badnets-0", 1.3)]
+    theirs = [cell("trojanzoo", c["victim"], 2.0) for c in ours]
+    rows = {(r["attack"], r["method"]): r for r in script.comparison([*ours, *theirs], clean_models)}
+    compared, alone = rows["(all)", "compared"], rows["(all)", "sizes"]
+    assert (compared["caught"], compared["alarms"], compared["auc"], compared["named"]) == (1, 0, 1.0, 1.0)
+    assert (alone["caught"], alone["alarms"], alone["auc"]) == (0, 0, 1.0), "1.3 is under the threshold of 1.5"
+    gains = script.differences([*ours, *theirs], clean_models, "compared")
+    assert [r["methods"] for r in gains] == ["compared - sizes", "compared - trojanzoo"]
+    assert [r["auc"] for r in gains] == [0.0, 0.5]
+
+
 def test_the_difference_is_taken_model_by_model(script: ModuleType) -> None:
     [row] = script.differences(CELLS)
     assert row["methods"] == "sizes - trojanzoo"
