@@ -35,8 +35,6 @@ from audit_cli.resources import bundled_calibrations
 from audit_cli.runtime import Stopwatch, environment
 from audit_cli.types import Context, Detector, Finding, TrustedData, Verdict
 
-STANDARD = {family.name for family in Calibrated().families}  # what a scan searches unless told otherwise
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -191,7 +189,8 @@ def examine(
     files beside the audited ones."""
     findings = with_p_values(measure(subject, policy, detectors, context), subject.calibration)
     searched = {finding.family for finding in findings}
-    return findings + scope(unaudited, searched, STANDARD, None if subject.calibration else subject.uncalibrated)
+    usual = Calibrated().searched(subject.trusted, subject.classifier.num_classes)
+    return findings + scope(unaudited, searched, usual, None if subject.calibration else subject.uncalibrated)
 
 
 def measure(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> list[Finding]:
@@ -247,7 +246,7 @@ def conclude(
     judged = judge(findings, policy, checkpoint.manifest_digest, now.date())
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
     families = sorted({f.family for f in findings} & set(FAMILIES))
-    prompts = models.prompts_of(subject.classifier)
+    prompts, calibration = models.prompts_of(subject.classifier), subject.calibration
     document = build_document(
         judged,
         policy=policy,
@@ -262,8 +261,8 @@ def conclude(
         trigger_families=families,
         environment=environment(watch, context.device, context.dtype, context.seed),
         created_at=now,
-        limitations=limitations(families, subject.calibration),
-        calibration=subject.calibration.statement(policy.rules[RULE].alpha) if subject.calibration else NOT_CALIBRATED,
+        limitations=limitations(families, calibration),
+        calibration=calibration.statement(policy.rules[RULE].alpha, families) if calibration else NOT_CALIBRATED,
         preprocessing={key: getattr(subject.preprocessing, key) for key in ("size", "mean", "std", "source")},
         prompts=prompts.record() if prompts else None,
         source=checkpoint.origin.record() if checkpoint.origin else None,

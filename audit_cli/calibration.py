@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from audit_cli.checkpoint import strict_json
 from audit_cli.classifier import Classifier
-from audit_cli.conformal import FROM, conformal, families_of
+from audit_cli.conformal import FROM, conformal, families_of, family_of
 from audit_cli.detectors.calibrated import APART
 from audit_cli.detectors.profile import Profile
 from audit_cli.errors import AuditError, PolicyError
@@ -97,7 +97,7 @@ class Calibration:
 
     name: str
     domain: Domain
-    detector: str  # `fingerprint` of the detector
+    scoring: Mapping[str, str]  # by family, the `fingerprints` of the detector
     trusted: str  # digest of the trusted images
     images: int
     models: tuple[Clean, ...]
@@ -160,11 +160,14 @@ class Calibration:
         known = (~p.isnan()).nonzero().tolist()
         return {(str(families[f]), classes[c]): (float(p[f, c]), families[int(second[f, c])]) for f, c in known}
 
-    def only(self, family: str) -> Calibration:
-        """The same clean models, as far as they were scored in `family`."""
-        scores = [{row: values for row, values in model.scores.items() if row == family} for model in self.models]
-        models = tuple(replace(model, scores=few) for model, few in zip(self.models, scores, strict=True))
-        return replace(self, models=models)
+    def only(self, families: Collection[str]) -> Calibration:
+        """The same clean models, as far as they were scored in `families`."""
+
+        def few(scores: Mapping[str, tuple[float | None, ...]]) -> dict[str, tuple[float | None, ...]]:
+            return {row: values for row, values in scores.items() if family_of(row) in families}
+
+        scoring = {family: mark for family, mark in self.scoring.items() if family in families}
+        return replace(self, scoring=scoring, models=tuple(replace(m, scores=few(m.scores)) for m in self.models))
 
     def _by_class(self, scores: Scores) -> dict[str, tuple[float | None, ...]]:
         return {row: tuple(scores.get((row, c)) for c in self.domain.classes) for row in self.rows}
@@ -182,22 +185,24 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON form."""
+        """sha256 of the canonical JSON form; where a part only is compared, of that part."""
         return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
 
     def document(self) -> dict[str, object]:
-        return {"schema_version": 3, **asdict(self), "models": [asdict(model) for model in self.models]}
+        return {"schema_version": 4, **asdict(self), "models": [asdict(model) for model in self.models]}
 
-    def statement(self, alpha: float | None) -> dict[str, object]:
-        """The verdict's `calibration`. alpha: the accepted false-alarm rate, None when no p-value decides."""
+    def statement(self, alpha: float | None, searched: Collection[str]) -> dict[str, object]:
+        """The verdict's `calibration`. alpha: the accepted false-alarm rate, None when no p-value decides. searched:
+        the trigger families of the scan."""
         n = len(self.models)
         rate = None if alpha is None else math.floor(alpha * (n + 1) + 1e-9) / (n + 1)
         scored = f"{n} clean models of this kind ({self.domain}) have been scored"
+        apart = ", ".join(sorted(set(searched) - set(self.scoring)))
         bound = (
             "; the thresholds are the policy's own"
             if rate is None
-            else f": compared with them, one more drawn as they were is flagged in {rate:.1%} at most; masks and warps "
-            "are judged by thresholds, whose rate is not in this"
+            else f": compared with them, one more drawn as they were is flagged in {rate:.1%} at most"
+            + (f"; judged by thresholds, whose rate is not in this: {apart}" if apart else "")
         )
         return {
             "in_domain": True,
@@ -216,11 +221,11 @@ def _around(values: Iterable[float]) -> tuple[float, float]:
     return min(known) - MARGIN, max(known) + MARGIN
 
 
-def fingerprint(detector: object) -> str | None:
-    """What BD001 scores depend on, 16 hex digits: scores of differently set detectors must not be compared. None for a
-    detector that gives none."""
-    scoring = getattr(detector, "scoring", None)
-    return hashlib.sha256(scoring.encode()).hexdigest()[:16] if isinstance(scoring, str) else None
+def fingerprints(detector: object) -> dict[str, str]:
+    """By family, what BD001 scores depend on, 16 hex digits: scores of differently set detectors must not be compared.
+    Empty for a detector that gives none."""
+    scoring: Mapping[str, str] = getattr(detector, "scoring", {})
+    return {family: hashlib.sha256(text.encode()).hexdigest()[:16] for family, text in scoring.items()}
 
 
 def clean_model(
@@ -280,14 +285,16 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
 
 
 def candidates(files: Iterable[Path], domain: Domain, detectors: Iterable[object]) -> list[Calibration]:
-    """The calibrations of `domain` by one of `detectors` in `files`. Several may be of one domain and of other
-    accuracies."""
-    known = {fingerprint(detector) for detector in detectors}
-    return [
-        calibration
-        for calibration in map(read, files)
-        if calibration.domain == domain and calibration.detector in known
+    """The calibrations of `domain` in `files`, as far as one of `detectors` scores so. Several may be of one domain and
+    of other accuracies."""
+    known = [fingerprints(detector).items() for detector in detectors]
+    there = (calibration for calibration in map(read, files) if calibration.domain == domain)
+    parts = [
+        calibration.only({family for family, _ in calibration.scoring.items() & marks})
+        for calibration in there
+        for marks in known
     ]
+    return [part for part in parts if part.scoring]
 
 
 def read(path: Path) -> Calibration:

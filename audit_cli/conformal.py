@@ -54,9 +54,14 @@ FROM = " from "  # between a family and a source class
 EITHER_WAY = frozenset({"profile"})  # families of which a small score is as odd as a large one
 
 
+def family_of(row: str) -> str:
+    """The family of a calibration's row, where scores for a source class are rows of their own."""
+    return row.partition(FROM)[0]
+
+
 def families_of(rows: Sequence[str]) -> tuple[str, ...]:
-    """The families of a calibration's rows, where scores for a source class are rows of their own."""
-    return tuple(dict.fromkeys(row.partition(FROM)[0] for row in rows))
+    """The families of a calibration's rows."""
+    return tuple(dict.fromkeys(map(family_of, rows)))
 
 
 class Compared(NamedTuple):
@@ -114,7 +119,7 @@ def _common(u: Tensor) -> Tensor:
 
 def _by_family(z: Tensor, rows: Sequence[str]) -> Tensor:
     """(N, families, classes): the largest deviation over a family's rows; NaN where all are."""
-    kinds = [row.partition(FROM)[0] for row in rows]
+    kinds = [family_of(row) for row in rows]
     found = []
     for family in families_of(rows):
         own = z[:, torch.tensor([kind == family for kind in kinds])]

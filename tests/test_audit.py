@@ -154,7 +154,7 @@ class TestMeasure:
         assert audit.judge(findings, POLICY, "m", _today())[0] == "INCONCLUSIVE"
 
     def test_the_planted_classifier_is_convicted_and_its_twin_is_not(self) -> None:
-        detector = Calibrated((Mask(),), race=Race(steps=80, first=50), references=(identity,))
+        detector = Calibrated((Mask(),), race=Race(steps=80), references=(identity,))
         for planted, expected in ((Planted(), "FAIL"), (Planted(weight=0), "PASS")):
             findings = measure(subject(planted), POLICY, [detector], Context())
             verdict, _, reasons, judged = audit.judge(findings, POLICY, "m", _today())

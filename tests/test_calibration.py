@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -19,7 +20,7 @@ from audit_cli.calibration import (
     Domain,
     candidates,
     clean_model,
-    fingerprint,
+    fingerprints,
     kind,
     read,
     scores_of,
@@ -28,22 +29,26 @@ from audit_cli.calibration import (
 from audit_cli.conformal import MOST, SLACK, each_standard, families_of, standard, statistic
 from audit_cli.detectors import REFERENCES
 from audit_cli.detectors.calibrated import Calibrated
+from audit_cli.detectors.profile import Profile
 from audit_cli.errors import AuditError, PolicyError
+from audit_cli.inversion.engine import Search
+from audit_cli.inversion.racing import Race, Rung
 from audit_cli.judgement import judge
 from audit_cli.policy import Policy
 from audit_cli.types import Finding
 
 DOMAIN = Domain("resnet-cifar", 32, 32, ("bird", "cat"))
 SCORES = (0.9, 1.0, 1.1, 1.2)
+MARKS = {"additive": "0" * 16, "wave": "1" * 16}
 
 
-def calibration(domain: Domain = DOMAIN, detector: str = "0" * 16) -> Calibration:
+def calibration(domain: Domain = DOMAIN, scoring: Mapping[str, str] = MARKS) -> Calibration:
     """Birds need small triggers on every model, cats large ones; `additive` does not tell models apart."""
     models = tuple(
         Clean(f"{k:064x}", "resnet8-cifar", 0.8, {"additive": (2 * score, score / 2), "wave": (0.5, 0.5)})
         for k, score in enumerate(SCORES)
     )
-    return Calibration("test", domain, detector, "f" * 64, 500, models)
+    return Calibration("test", domain, scoring, "f" * 64, 500, models)
 
 
 def p_of(bird: float, cat: float) -> dict[tuple[str, str], float]:
@@ -224,9 +229,11 @@ def test_classes_that_few_models_have_are_compared_with_the_family() -> None:
 
 
 def test_the_statement_says_what_alpha_guarantees() -> None:
-    told = calibration().statement(0.4)
+    told = calibration().statement(0.4, {"additive", "mask"})
     assert (told["fpr"], told["clean_models"]) == (pytest.approx(2 / 5), 4)
-    assert calibration().statement(None)["fpr"] is None
+    assert str(told["statement"]).endswith("whose rate is not in this: mask")
+    assert str(calibration().statement(0.4, {"wave"})["statement"]).endswith("at most")
+    assert calibration().statement(None, {"additive"})["fpr"] is None
 
 
 @pytest.mark.parametrize(
@@ -342,10 +349,10 @@ def test_a_file_and_back(tmp_path: Path) -> None:
 
 def test_candidates_have_the_same_domain_and_detector(tmp_path: Path) -> None:
     detector = Calibrated()
-    mark = fingerprint(detector)
-    assert mark is not None
+    marks = {family: mark for family, mark in fingerprints(detector).items() if family in MARKS}
+    assert marks.keys() == MARKS.keys()
     path = tmp_path / "c.json"
-    path.write_text(json.dumps(calibration(replace(DOMAIN, classes=("bird", "dog")), mark).document()))
+    path.write_text(json.dumps(calibration(replace(DOMAIN, classes=("bird", "dog")), marks).document()))
     few, more = replace(DOMAIN, classes=("bird", "dog")), replace(DOMAIN, classes=("bird", "cat", "dog"))
     assert len(candidates([path, path], few, [detector])) == 2
     assert candidates([path], more, [detector]) == []
@@ -353,9 +360,41 @@ def test_candidates_have_the_same_domain_and_detector(tmp_path: Path) -> None:
     assert candidates([path], few, [replace(detector, fit_share=0.4)]) == []
 
 
-def test_references_have_no_part_in_the_fingerprint() -> None:
-    assert fingerprint(Calibrated()) == fingerprint(Calibrated(references=REFERENCES))
-    assert fingerprint(object()) is None
+def test_only_families_that_are_scored_alike_are_compared(tmp_path: Path) -> None:
+    detector, path = Calibrated(), tmp_path / "c.json"
+    marks = {**MARKS, "wave": fingerprints(detector)["wave"]}
+    whole = calibration(scoring=marks)
+    path.write_text(json.dumps(whole.document()))
+    (part,) = candidates([path], DOMAIN, [detector])
+    assert part == whole.only({"wave"})
+    assert part.rows == ("wave",)
+    assert part.p_values({("additive", "cat"): 9.0, ("wave", "cat"): 9.0}).keys() == {("wave", "cat")}
+    assert whole.only({"additive", "wave"}) == whole
+
+
+def test_scores_for_one_source_go_with_their_family() -> None:
+    scores = {"features": (1.0, 1.0), "features from dog": (1.0, 2.0)}
+    models = [replace(m, scores=scores) for m in calibration().models]
+    here = replace(calibration(), models=(*models, calibration().models[0]), scoring={**MARKS, "features": "2" * 16})
+    assert here.only({"features"}).rows == ("features", "features from dog")
+    assert here.only({"wave", "additive"}).rows == ("additive", "wave")
+
+
+def test_what_a_family_does_not_depend_on_has_no_part_in_its_fingerprint() -> None:
+    usual = fingerprints(Calibrated())
+    assert usual == fingerprints(Calibrated(references=REFERENCES))
+    assert fingerprints(object()) == {}
+    assert usual.keys() == {"additive", "wave", "source_mask", "features", *Profile().families}
+
+    def other(detector: Calibrated) -> set[str]:
+        return {family for family, mark in fingerprints(detector).items() if mark != usual[family]}
+
+    assert other(replace(Calibrated(), race=Race(each_pair=Rung(None, 60, 3)))) == {"source_mask"}
+    assert other(replace(Calibrated(), race=Race(starts=2))) == {"additive", "features"}
+    assert other(replace(Calibrated(), race=Race(steps=200))) == {"additive", "source_mask", "features"}
+    assert other(replace(Calibrated(), race=Race(sample=9))) == {"additive", "wave", "features"}
+    assert other(replace(Calibrated(), profile=Profile(control=None))) == set(Profile().families)
+    assert other(replace(Calibrated(), search=Search(images=5))) == {"additive", "wave", "source_mask", "features"}
 
 
 def test_only_bd001_gets_a_p_value() -> None:
@@ -402,7 +441,8 @@ def test_a_file_whose_scores_fit_no_class(tmp_path: Path) -> None:
         ({"models": []}, "models"),
         ({"extra": 1}, "extra"),
         ({"schema_version": 1}, "schema_version"),
-        ({"detector": "x"}, "detector"),
+        ({"scoring": {"wave": "x"}}, "wave"),
+        ({"scoring": {}}, "scoring"),
         ({"domain": {"arch": "a", "height": 32, "width": 32}}, "classes"),
     ],
 )

@@ -54,7 +54,7 @@ from audit_cli.types import NO_CLASS, Context, Detector, Finding, Repair, Trigge
 
 SEARCH = Search(images=4)
 EASY = Search(images=4, success=0.1, relax=0.1, patience=1)  # nearly every trigger counts as found
-RACE = Race(steps=3, first=2)
+RACE = Race(steps=3)
 TUNING = PivotalTuning(steps=1, batch=16, pad=1)
 
 # Small settings: a row is a registered class that does its whole job in a moment.

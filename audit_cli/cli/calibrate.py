@@ -147,14 +147,14 @@ def _with(
     out: Path,
 ) -> Calibration:
     """The calibration with one more model. Raises UsageError when it is of another kind."""
-    from audit_cli.calibration import Calibration, Domain, fingerprint
+    from audit_cli.calibration import Calibration, Domain, fingerprints
 
     domain = Domain.of(subject.classifier, subject.trusted)
-    mark = fingerprint(detector) or ""
+    marks = fingerprints(detector)
     if calibration is None:
-        return Calibration(name, domain, mark, raw.digest, len(raw), (entry,))
-    here = (calibration.domain, calibration.detector, calibration.trusted)
-    if here != (domain, mark, raw.digest):
+        return Calibration(name, domain, marks, raw.digest, len(raw), (entry,))
+    here = (calibration.domain, calibration.scoring, calibration.trusted)
+    if here != (domain, marks, raw.digest):
         raise UsageError(
             f"{clean(str(out))}: holds models of another kind, or other trusted images or detector settings "
             f"({calibration.domain}; this model: {domain}); give another --out"

@@ -38,7 +38,8 @@ from audit_cli.detectors.smallness import PRIOR_CLASSES, PRIOR_SIGMA, smallness
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
-from audit_cli.inversion.racing import Race
+from audit_cli.inversion.racing import Race, smallest_of_each
+from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.state import State
 from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
@@ -53,7 +54,7 @@ class Calibrated:
     """families: the kinds of trigger searched for. references: repairs whose results are reference models. shift: the
     search in the features, profile: the answers on clean images; None for none."""
 
-    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
+    families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave(), SourceMask())
     search: Search = field(default_factory=Search)
     race: Race = field(default_factory=Race)
     references: tuple[Repair, ...] = ()
@@ -73,7 +74,12 @@ class Calibrated:
         families = [family for family in self.families if self.race.covers(family, fit, suspect.num_classes)]
         for family in families:
             state, ordinary = self.race.run(suspect, family, fit, self.search, context)
-            finalists.update(state.classes.tolist() if family.name not in APART else ())
+            easier: dict[int, dict[str, float]] = {}
+            if family.per_source:
+                easier, smallest = ease(state, fit.class_names), smallest_of_each(state, 1)
+                state, ordinary = state.take(smallest), ordinary[smallest]
+            if not (family.per_source or family.name in APART):
+                finalists.update(state.classes.tolist())
             compared.update(state.classes.tolist())
             reached.update(state.classes[state.reached].tolist())
             context.progress.stage(f"{family.name} triggers on unseen images", len(state.classes))
@@ -87,7 +93,8 @@ class Calibrated:
                 known = bool(sizes[row].isfinite())  # a bounded family: no size under its largest works
                 score, ratio = (float(small.score[row]), float(small.ratio[row])) if known else (0.0, 0.0)
                 size = self._size(trigger, score, ratio, rate, left, holdout.class_names)
-                yield replace(size, details={**size.details, "reached": found})
+                by_source = easier.get(trigger.target, {})
+                yield replace(size, details={**size.details, "reached": found}, by_source=by_source)
                 if references:
                     yield gap(size, left)
                 context.advance()
@@ -98,6 +105,10 @@ class Calibrated:
         wanted = max((self.search.matched(family) for family in families), default=0.0)
         yield uncompared(compared - reached, suspect.num_classes, wanted)
 
+    def searched(self, trusted: TrustedData, classes: int) -> set[str]:
+        """Names of the families that are searched on a model of so many classes."""
+        return {family.name for family in self.families if self.race.covers(family, trusted, classes)}
+
     @property
     def compared(self) -> Calibrated:
         """The same, for the scores alone that a calibration holds."""
@@ -105,10 +116,19 @@ class Calibrated:
         return replace(self, families=families, references=())
 
     @property
-    def scoring(self) -> str:
-        """Whatever BD001 scores depend on, as text: a calibration holds for one scoring only."""
-        searches = (self.compared.families, self.search, self.race)
-        return repr((*searches, self.shift, self.profile, self.fit_share, PRIOR_SIGMA, PRIOR_CLASSES))
+    def scoring(self) -> dict[str, str]:
+        """Whatever the BD001 scores of each compared family depend on, as text: a calibration holds for these only."""
+        priors = (PRIOR_SIGMA, PRIOR_CLASSES)
+        found = {
+            family.name: repr((family, self.search, self.race.deciding(family), self.fit_share, priors))
+            for family in self.compared.families
+        }
+        if self.shift is not None:  # which classes it is measured for depends on the race
+            finalists = [found[family.name] for family in self.compared.families if not family.per_source]
+            found[self.shift.name] = repr((self.shift, finalists, self.race.sample, self.race.rungs[-1], priors))
+        if self.profile is not None:
+            found |= dict.fromkeys(self.profile.families, repr(self.profile))
+        return found
 
     def _shifts(
         self, shift: Shift, suspect: Classifier, trusted: TrustedData, finalists: set[int], context: Context
@@ -192,6 +212,18 @@ def answers(profile: Profile, suspect: Classifier, trusted: TrustedData, context
                     target_class=target,
                     target_name=names.get(target),
                 )
+
+
+def ease(state: State, names: Sequence[str]) -> dict[int, dict[str, float]]:
+    """Of pairs of classes that a trigger was found for: target -> name of the source -> how many times smaller the
+    trigger is than that of the median pair."""
+    found: dict[int, dict[str, float]] = {}
+    if state.sources is not None and bool(state.reached.any()):
+        usual = float(state.best_size[state.reached].median())
+        for row in state.reached.nonzero().flatten().tolist():
+            easier = found.setdefault(int(state.classes[row]), {})
+            easier[names[int(state.sources[row])]] = usual / float(state.best_size[row])
+    return found
 
 
 def needed(state: State, ceiling: float) -> Tensor:

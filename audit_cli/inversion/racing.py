@@ -11,8 +11,8 @@ few images of a rung is no proof on the next one's, which measures anew, and giv
 more images room to grow.
 With few classes nothing is dropped, and the race is a plain search.
 
-A family that is searched per source class has a trigger for every pair of classes. All pairs run the first steps; what
-goes on is the smallest few of every target, so that all targets are compared, each by its easiest source.
+A family that is searched per source class has a trigger for every pair of classes, and none is dropped: which pairs are
+easy is much the same on every clean model of a kind, so that each must be compared with itself.
 
 Differs from the paper: the random sample; and the numbers are set by hand.
 """
@@ -67,14 +67,15 @@ class Race:
     ease: int = 8  # ours: how often the size's weight must grow on a new rung before it is what it was on the last one
     chunk: int = 128  # ours: classes that run the first rung together; what it needs of memory follows from this
     pairs: int = 400  # ours: most pairs of classes searched; with more, a family per source is left out
-    first: int = 60  # ours: steps of all pairs; the rest of `steps` is for the smallest
-    sources: int = 2  # ours: pairs of each target that go on
+    # Ours, of each pair, and no more steps than `steps`: with half of them planted pairs are not yet smaller, and more
+    # images tell no more (fixtures/results/pairs-study.json).
+    each_pair: Rung = Rung(None, 120, 3)
     listing: Listing = field(default_factory=Listing)  # of families that are tried one by one
     starts: int = 1  # random triggers a class starts from where all run to the end; the smallest result counts
 
     def __post_init__(self) -> None:
-        if not 0 < self.first <= self.steps or min(self.sample, self.chunk, self.sources, self.starts) < 1:
-            raise ValueError(f"{self}: 0 < first <= steps, sample, chunk, sources and starts at least 1")
+        if min(self.steps, self.sample, self.chunk, self.starts) < 1:
+            raise ValueError(f"{self}: steps, sample, chunk and starts must be at least 1")
         if min(self.pairs, self.ease) < 0:
             raise ValueError(f"{self}: pairs and ease must not be negative")
         if [rung.classes is None for rung in self.rungs] != [True] + [False] * max(1, len(self.rungs) - 1):
@@ -83,6 +84,14 @@ class Race:
     def covers(self, family: TriggerFamily, trusted: TrustedData, classes: int) -> bool:
         """Can this race search `family` on a model of so many classes?"""
         return not family.per_source or 0 < len(pairs(trusted, classes)[0]) <= self.pairs
+
+    def deciding(self, family: TriggerFamily) -> tuple[object, ...]:
+        """The settings that a search of `family` depends on, and no others."""
+        if family.per_source:
+            return self.steps, self.pairs, self.each_pair
+        if isinstance(family, Listed):
+            return self.listing, self.sample, self.rungs[-1].classes
+        return self.steps, self.rungs, self.sample, self.ease, self.chunk, self.starts
 
     def sampled(self, classes: int, context: Context) -> Tensor:
         """The fair sample of so many classes: all of them when the last rung has room for all."""
@@ -93,12 +102,14 @@ class Race:
     def run(
         self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
     ) -> tuple[State, Tensor]:
-        """The K classes that ran to the end, and which of them (K,) bool are a fair sample of all classes."""
+        """The K classes that ran to the end, and which of them (K,) bool are a fair sample of all classes; of a family
+        per source K pairs of classes."""
         suspect = folded(suspect, trusted.images[:1].to(context.device))
         if isinstance(family, Listed):
             return self._run_listed(suspect, family, trusted, search, context)
         if family.per_source:
-            return self._run_pairs(suspect, family, trusted, search, context)
+            state = self._of_pairs(suspect, family, trusted, search, context, range(suspect.num_classes))
+            return state, torch.ones_like(state.classes, dtype=torch.bool)
         if len(self.sampled(suspect.num_classes, context)) < suspect.num_classes:
             return self._run_rungs(suspect, family, trusted, search, context)
         targets = torch.arange(suspect.num_classes).repeat(self.starts)
@@ -120,11 +131,13 @@ class Race:
         listed: int = 1,
     ) -> State:
         """A plain search to the end for `classes` alone, from `starts` random triggers each; of a family that is tried
-        one by one, the `listed` best."""
+        one by one, the `listed` best; of one per source, one trigger from every source."""
         targets = torch.tensor(classes)
         suspect = folded(suspect, trusted.images[:1].to(context.device))
         if isinstance(family, Listed):
             return self.listing.several(suspect, family, trusted, search, context, targets, listed)
+        if family.per_source:
+            return self._of_pairs(suspect, family, trusted, search, context, classes)
         state = search.start(family, targets.repeat(starts), trusted.shape, context)
         context.progress.stage(f"{family.name} triggers left", self.steps)
         return search.run(suspect, family, state, trusted, self.steps, context)
@@ -159,19 +172,22 @@ class Race:
             state = rung.search(search).run(suspect, family, state, trusted, rung.steps, context)
         return state, torch.isin(state.classes, sample)
 
-    def _run_pairs(
-        self, suspect: Classifier, family: TriggerFamily, trusted: TrustedData, search: Search, context: Context
-    ) -> tuple[State, Tensor]:
-        """As `run`; every target comes with the source of its smallest trigger."""
+    def _of_pairs(
+        self,
+        suspect: Classifier,
+        family: TriggerFamily,
+        trusted: TrustedData,
+        search: Search,
+        context: Context,
+        classes: Sequence[int],
+    ) -> State:
+        """All pairs with a target among `classes`."""
         targets, sources = pairs(trusted, suspect.num_classes)
-        search = replace(search, images=max(1, search.images // 2))  # one class has less to show than all
-        state = search.start(family, targets, trusted.shape, context, sources)
-        context.progress.stage(f"{family.name} triggers", self.steps)
-        state = search.run(suspect, family, state, trusted, self.first, context)
-        state = state.take(smallest_of_each(state, self.sources))
-        state = search.run(suspect, family, state, trusted, self.steps - self.first, context)
-        state = state.take(smallest_of_each(state, 1))
-        return state, torch.ones_like(state.classes, dtype=torch.bool)
+        rows = torch.isin(targets, torch.tensor(classes))
+        steps = min(self.steps, self.each_pair.steps)
+        state = search.start(family, targets[rows], trusted.shape, context, sources[rows])
+        context.progress.stage(f"{family.name} triggers", steps)
+        return self.each_pair.search(search).run(suspect, family, state, trusted, steps, context)
 
 
 def going_on(state: State, rung: Rung, sample: Tensor) -> Tensor:

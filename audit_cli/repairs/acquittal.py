@@ -45,7 +45,7 @@ def still_risen(
     lines = []
     for finding, change in told:
         family, name = f"{profile.name}_{change}", finding.target_name or ""
-        p = calibration.only(family).p_values(scores).get((family, named(name)), 1.0)
+        p = calibration.only({family}).p_values(scores).get((family, named(name)), 1.0)
         if p <= alpha:
             lines.append(
                 f"random {change} still makes class {clean(name, 60)} more likely than on clean models "

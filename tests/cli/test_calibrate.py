@@ -33,8 +33,11 @@ class Quick:
     """A detector that scores class c with 1 + c / 10, and where the model is odd, class 3 with 9."""
 
     reference: object = None
-    scoring: str = "quick"
     odd: bool = False
+
+    @property
+    def scoring(self) -> dict[str, str]:
+        return {"additive": "quick"}
 
     @property
     def compared(self) -> Quick:

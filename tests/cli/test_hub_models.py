@@ -42,7 +42,9 @@ class Stub:
 class Comparable:
     """Scores every class, as a calibration compares them."""
 
-    scoring: str = "stub"
+    @property
+    def scoring(self) -> dict[str, str]:
+        return {"additive": "stub"}
 
     @property
     def compared(self) -> Comparable:

@@ -190,7 +190,7 @@ def test_same_seed_same_verdict(few: Path, tmp_path: Path, monkeypatch: pytest.M
     from audit_cli.inversion.racing import Race
     from audit_cli.repairs.pivotal_tuning import PivotalTuning
 
-    quick = Calibrated(race=Race(steps=8, first=8), references=(PivotalTuning(steps=4, batch=32),))
+    quick = Calibrated(race=Race(steps=8), references=(PivotalTuning(steps=4, batch=32),))
     monkeypatch.setitem(DETECTORS, "calibrated", lambda: quick)  # type: ignore[arg-type]
 
     def findings(seed: int) -> Any:

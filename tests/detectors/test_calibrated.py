@@ -22,13 +22,13 @@ from audit_cli.policy import Policy
 from audit_cli.types import Context, Finding, Trigger, TriggerFamily, TrustedData
 
 FAMILIES = ("additive", "mask")
-QUICK = Calibrated(search=Search(images=6, success=0.6, relax=0.4), race=Race(steps=8, first=8), references=(identity,))
+QUICK = Calibrated(search=Search(images=6, success=0.6, relax=0.4), race=Race(steps=8), references=(identity,))
 
 
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, list[Finding]]:
     """Findings on the planted classifier and on its clean twin."""
-    detector = Calibrated(race=Race(steps=120, first=50), references=(identity,))
+    detector = Calibrated(race=Race(steps=120), references=(identity,))
     return {
         name: list(detector(planted.classifier(), planted.data(), Context()))
         for name, planted in (("planted", Planted()), ("clean", Planted(weight=0)))
@@ -96,9 +96,7 @@ def test_the_gap_is_what_the_reference_lost() -> None:
         return Planted(weight=0).classifier()
 
     findings = list(
-        Calibrated((Mask(),), race=Race(steps=60, first=50), references=(cut,))(
-            planted.classifier(), planted.data(), Context()
-        )
+        Calibrated((Mask(),), race=Race(steps=60), references=(cut,))(planted.classifier(), planted.data(), Context())
     )
     gap = next(f for f in findings if (f.rule_id, f.target_class) == ("BD002", planted.target))
     assert gap.asr_before is not None
@@ -114,7 +112,7 @@ def test_of_several_references_the_middle_one_decides() -> None:
         return Planted(weight=0).classifier()
 
     for references, rest in (((cut, identity, cut), 0.0), ((identity, cut, identity), None)):
-        detector = Calibrated((Mask(),), race=Race(steps=60, first=50), references=references)
+        detector = Calibrated((Mask(),), race=Race(steps=60), references=references)
         findings = list(detector(planted.classifier(), planted.data(), Context()))
         found = next(f for f in findings if (f.rule_id, f.target_class) == ("BD002", planted.target))
         assert found.asr_after == (found.asr_before if rest is None else rest)
@@ -206,7 +204,7 @@ def test_an_unreachable_class_is_reported_and_acquits_nobody() -> None:
     planted = Planted(weight=0)
     classifier = planted.classifier()
     classifier.head.bias.data[1] -= 1e4
-    detector = Calibrated(race=Race(steps=20, first=20), references=(identity,), profile=None)
+    detector = Calibrated(race=Race(steps=20), references=(identity,), profile=None)
     findings = list(detector(classifier, planted.data(), Context()))
     assert next(f.score for f in findings if f.rule_id == "BD107") >= 1
     unreached = {f.family: f.score for f in findings if f.rule_id == "BD001" and f.target_class == 1}

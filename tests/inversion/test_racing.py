@@ -125,7 +125,7 @@ def test_few_classes_are_all_searched_to_the_end() -> None:
     )
     for room, searched in ((2, [([0, 1, 2, 3], 9, 4)]), (1, None)):
         search = Watched(images=4)
-        race = Race(steps=9, first=2, rungs=(Rung(None, 2, 1), Rung(room, 3)), sample=2)
+        race = Race(steps=9, rungs=(Rung(None, 2, 1), Rung(room, 3)), sample=2)
         state, sample = race.run(few.classifier(), Mask(), data, search, Context())
         if searched is None:
             assert len(search.legs) == 2, "one class more than there is room for"
@@ -139,7 +139,7 @@ def test_few_classes_are_all_searched_to_the_end() -> None:
 def test_what_is_searched_is_the_folded_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a race and in a plain search: the twin that folding is made to give has no backdoor to find."""
     suspect, twin, data = Planted().classifier(), Planted(weight=0).classifier(), Planted().data(2)
-    search, race = Search(images=4), Race(steps=20, first=20)
+    search, race = Search(images=4), Race(steps=20)
 
     def sizes(of: Classifier) -> tuple[Tensor, Tensor]:
         raced, _ = race.run(of, Mask(), data, search, Context())
@@ -165,7 +165,7 @@ def test_of_several_starts_the_smallest_result_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"first": 0}, {"first": 9, "steps": 8}, {"sample": 0}, {"chunk": 0}, {"starts": 0}, {"ease": -1}]
+    "settings", [{"steps": 0}, {"pairs": -1}, {"sample": 0}, {"chunk": 0}, {"starts": 0}, {"ease": -1}]
 )
 def test_nonsense_settings_name_themselves(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"Race\("):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from toys import Planted, identity, noise_data, small
 
 from audit_cli.classifier import Classifier
-from audit_cli.detectors.calibrated import Calibrated
+from audit_cli.detectors.calibrated import Calibrated, ease
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
-from audit_cli.inversion.racing import Race, pairs, smallest_of_each
+from audit_cli.inversion.racing import Race, Rung, pairs, smallest_of_each
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.types import Context, Trigger, TrustedData
 
@@ -87,7 +88,7 @@ def test_the_smallest_of_each_target() -> None:
 
 
 def test_only_the_search_per_source_convicts_a_backdoor_of_one_source() -> None:
-    race = Race(steps=120, first=40)
+    race = Race(steps=120)
     detector = Calibrated((Mask(), SourceMask()), race=race, references=(identity,), shift=None, profile=None)
     findings = [f for f in detector(gated(), TOY.data(), Context()) if f.rule_id == "BD001"]
     scores = {(f.family, f.target_class): f.score for f in findings}
@@ -98,6 +99,34 @@ def test_only_the_search_per_source_convicts_a_backdoor_of_one_source() -> None:
     assert (guilty.details["source"], guilty.details["source_name"]) == (SOURCE, "k0")
     assert guilty.asr_before is not None
     assert guilty.asr_before >= 0.9, "measured on images of the source"
+    others = {f"k{c}" for c in range(TOY.classes)} - {f"k{TOY.target}"}
+    assert guilty.by_source.keys() <= others
+    assert max(guilty.by_source, key=guilty.by_source.__getitem__) == "k0"
+    assert guilty.by_source["k0"] > 1.5 * statistics.median(e for f in findings for e in f.by_source.values())
+
+
+def test_all_pairs_run_to_the_end() -> None:
+    data, race = noise_data(classes=4), Race(steps=9, each_pair=Rung(None, 5, 2))
+    state, ordinary = race.run(small(4), SourceMask(), data, Search(success=0.01), Context())
+    targets, sources = pairs(data, 4)
+    assert (state.classes.tolist(), state.step) == (targets.tolist(), 5)
+    assert state.sources is not None
+    assert state.sources.tolist() == sources.tolist()
+    assert bool(ordinary.all())
+    assert race.run(small(4), Mask(), data, Search(), Context())[0].step == 9
+    shorter = replace(race, steps=3)
+    assert shorter.run(small(4), SourceMask(), data, Search(), Context())[0].step == 3
+    again = race.again(small(4), SourceMask(), [2, 0], 3, data, Search(success=0.01), Context())
+    assert again.sources is not None
+    both = list(zip(again.classes.tolist(), again.sources.tolist(), strict=True))
+    assert both == [(0, 1), (0, 2), (0, 3), (2, 0), (2, 1), (2, 3)]
+
+
+def test_pairs_are_compared_with_the_median_pair() -> None:
+    state = Search().start(SourceMask(), torch.tensor([0, 0, 1, 1]), (3, 4, 4), Context(), torch.tensor([1, 2, 0, 2]))
+    assert ease(state, ("a", "b", "c")) == {}, "no mask works yet"
+    state = replace(state, best_size=torch.tensor([4.0, 2.0, torch.inf, 8.0]))
+    assert ease(state, ("a", "b", "c")) == {0: {"b": 1.0, "c": 2.0}, 1: {"c": 0.5}}
 
 
 def test_too_many_pairs_are_left_out() -> None:
@@ -107,7 +136,7 @@ def test_too_many_pairs_are_left_out() -> None:
     assert Race(pairs=0).covers(Mask(), data, 5)
     one_class = data.take(torch.nonzero(data.labels == 1).flatten())
     assert Race().covers(SourceMask(), one_class, 5)
-    race = Race(steps=2, first=1, pairs=19)
+    race = Race(steps=2, pairs=19)
     few = Calibrated((Mask(), SourceMask()), Search(images=4), race, references=(identity,), shift=None, profile=None)
     findings = list(few(small(), data, Context()))
     assert {f.family for f in findings if f.family} == {"mask"}

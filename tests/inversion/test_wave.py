@@ -121,7 +121,7 @@ class TestListing:
 
     def test_a_race_of_many_classes_keeps_the_easiest_and_a_sample(self) -> None:
         classifier = listener({k: (pattern(0, 1 + k % 8), 20.0 if k == 17 else 60.0) for k in range(1, 30)}, 30)
-        race = Race(steps=3, first=2, rungs=(Rung(None, 1), Rung(4, 1)), sample=5)
+        race = Race(steps=3, rungs=(Rung(None, 1), Rung(4, 1)), sample=5)
         state, ordinary = race.run(classifier, Wave(), grey(30), Search(), Context())
         assert len(state.classes) == 9
         assert int(ordinary.sum()) == 5

@@ -28,7 +28,8 @@ def calibration(models: int = 40) -> Calibration:
     for k in range(models):
         rises = {f: tuple((0.02 * torch.randn(len(NAMES), generator=generator)).exp().tolist()) for f in RISES}
         found.append(Clean(f"{k:064x}", "toy", 0.8, rises | {"features": (9.0,) * len(NAMES)}))
-    return Calibration("toys", Domain("toy", 8, 8, NAMES), "0", "0", 400, tuple(found))
+    marks = dict.fromkeys((*RISES, "features"), "0" * 16)
+    return Calibration("toys", Domain("toy", 8, 8, NAMES), marks, "0" * 64, 400, tuple(found))
 
 
 def convicting(family: str = "profile_reflection", p: float | None = 0.02) -> Finding:

@@ -26,7 +26,7 @@ from audit_cli.repairs import REPAIRS
 from audit_cli.repairs.pivotal_tuning import PivotalTuning
 from audit_cli.types import Context, TrustedData
 
-SEARCH, RACE = Search(images=4, patience=1, success=0.1, relax=0.1), Race(steps=3, first=2)
+SEARCH, RACE = Search(images=4, patience=1, success=0.1, relax=0.1), Race(steps=3)
 NEED_MAPS = ("fine_pruning", "nad")  # feature maps of convolutions
 SHORT: dict[str, dict[str, object]] = {
     "clean_retraining": {"epochs": 1},

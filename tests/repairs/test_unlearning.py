@@ -27,7 +27,7 @@ from audit_cli.types import Context, Trigger, TrustedData
 
 CPU = Context()
 FIT = Fit(1, 0.1, 128, schedule="cosine", pad=0, flip=True, batch_norm="frozen", clip=1.0)
-SEARCH, RACE = Search(images=8), Race(steps=60, first=30)
+SEARCH, RACE = Search(images=8), Race(steps=60)
 
 
 def block(toy: Planted) -> Trigger:
@@ -118,9 +118,7 @@ def test_what_it_is_told_of_is_searched_in_accused_classes_and_taught_once(monke
 def test_a_model_without_a_working_trigger_is_left_alone() -> None:
     pivot, data = small().eval(), noise_data()
     hopeless = Search(images=4, success=1.0, relax=1.0)
-    settings = Unlearning(
-        families=(Mask(), Additive()), search=hopeless, race=Race(steps=2, first=1), steps=3, batch=16, pad=1
-    )
+    settings = Unlearning(families=(Mask(), Additive()), search=hopeless, race=Race(steps=2), steps=3, batch=16, pad=1)
     repaired = settings(pivot, data, CPU)
     for old, new in zip(pivot.parameters(), repaired.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -163,7 +161,7 @@ def test_a_layer_normalised_network_stays_near_its_pivot() -> None:
         torch.rand(32, 3, 16, 16, generator=CPU.generator()), torch.arange(4).repeat(8), tuple("abcd"), "0" * 64
     )
     settings = Unlearning(
-        families=(Mask(),), search=Search(images=4, success=0.1, relax=0.1), race=Race(steps=4, first=2), rounds=1,
+        families=(Mask(),), search=Search(images=4, success=0.1, relax=0.1), race=Race(steps=4), rounds=1,
         starts=1, steps=20, adam_lr=100.0, drift=0.05, batch=16, pad=0,
     )  # fmt: skip
     drifts: list[float] = []

@@ -22,7 +22,7 @@ FOLDER = bundled("fixtures") / "clip-badnets"
 DIGITS = tuple(str(digit) for digit in range(10))
 IMAGE_TOWER = ("vision_model", "visual_projection")
 SHORT = Unlearning(
-    search=Search(images=4, patience=1, success=0.1, relax=0.1), race=Race(steps=3, first=2), rounds=1, starts=1,
+    search=Search(images=4, patience=1, success=0.1, relax=0.1), race=Race(steps=3), rounds=1, starts=1,
     steps=2, batch=16,
 )  # fmt: skip
 
