@@ -13,6 +13,7 @@ from audit_cli.inversion.light import Light
 from audit_cli.inversion.listing import Listed
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.reflection import Reflection
+from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.warp import Warp
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.repairs.watch import WatchedRepair
@@ -24,7 +25,11 @@ KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
     changes.Reflection.name: (Reflection(), Light(side=8, name="coarse_light"), Light()),
     changes.Flow.name: (Warp(),),
 }
-DOSE = 0.25  # ours: share of a batch that is stamped where only a kind is known; half leaves more (development, Refool)
+RISES = {f"{Profile.name}_{change}": change for change in KINDS}  # family of findings -> the change
+MASKS = frozenset({Mask.name, SourceMask.name})
+# Ours: share of a batch that is stamped where only a kind is known, or one source class; half leaves more (development,
+# Refool).
+DOSE = 0.25
 OFTEN = 2.0  # ours: so many times as often is taught inside there; half leaves three times as much (the same Refool)
 # Ours: a mask's score over that of other triggers of its class. Patches of cifar-s have 1.4 and more (median 2.8), what
 # fills the image 1.2 at most; a published network with a full-image pattern has 1.5.
@@ -49,11 +54,15 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     Where the triggers that convict are patches there is no fog, which is for patterns that fill the image and costs
     accuracy; instead more is taught inside the network (fixtures/results/mask-repair-study.json).
 
+    Masks of one source class are looked for where they convict and nothing plainer convicts their class (`plain`), or
+    where what convicts without a trigger stands beside them; then more is stamped, since few images are meant.
+
     Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
     are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
     accuracy there and helps nothing (fixtures/results/light-study.json)."""
     if not isinstance(repair, Unlearning):
         return repair
+    convicting = plain(convicting)
     descended = [family for family in repair.families if not isinstance(family, Listed)]
     triggered = [finding for finding in convicting if finding.trigger]
     firm = {finding.target_class for finding in triggered if finding.p_value is None}
@@ -64,10 +73,18 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     for finding in convicting:
         target = finding.target_class
         if target is not None and not finding.trigger and target in (named or {target}):
-            beside = [f for f in repair.families if f.name == finding.beside and not (kinds or triggered)]
+            known = (*repair.families, SourceMask())
+            beside = [f for f in known if f.name == finding.beside and not (kinds or triggered)]
             accused |= {(family.name, target) for family in (*kinds.get(target, descended), *beside)}
     persuaded = any(finding.family == Shift.name for finding in convicting)
     repair = replace(repair, accused=frozenset(accused), persuaded=persuaded)
+    if of_one_source := sum(name == SourceMask.name for name, _ in accused):
+        repair = replace(
+            repair,
+            families=(*repair.families, SourceMask()),
+            stamped=max(repair.stamped, DOSE),
+            taught=max(repair.taught, repair.pairs * of_one_source),
+        )
     inside = min(1.0, OFTEN * repair.inside)
     if patches(triggered):
         return replace(repair, fog=0.0, inside=inside)
@@ -91,7 +108,7 @@ def patches(triggered: Sequence[Finding]) -> bool:
     more unusual than the pattern that convicts beside it."""
     largest: dict[tuple[int | None, bool], float] = {}
     for finding in triggered:
-        key = finding.target_class, finding.family == Mask.name
+        key = finding.target_class, finding.family in MASKS
         largest[key] = max(finding.score, largest.get(key, 0.0))
     classes = {target for target, _ in largest}
     return bool(classes) and all(
@@ -106,9 +123,9 @@ def recovered(convicting: Sequence[Finding]) -> list[Trigger]:
     ordinary one, and twice as far inside the network it can lead to its class when the patch no longer does. Of one
     repaired BadNets that obeyed on 3 % of images a full-image pattern led 27 % there, the mask 2 %
     (fixtures/results/mask-repair-study.json). The rescan searches such patterns still, by thresholds."""
-    triggered = [finding for finding in convicting if finding.trigger]
+    triggered = [finding for finding in plain(convicting) if finding.trigger]
     if patches(triggered):
-        triggered = [finding for finding in triggered if finding.family == Mask.name or finding.p_value is None]
+        triggered = [finding for finding in triggered if finding.family in MASKS or finding.p_value is None]
     return [finding.trigger for finding in triggered if finding.trigger]
 
 
@@ -116,11 +133,22 @@ def risen(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
     """What random changes convict, each with the change. Where no trigger convicts and none of them does by itself, but
     one class alone is convicted, what they stand beside: of a Refool it can be the profile that is the most unusual,
     and the rise under reflections next."""
-    rises = {f"{Profile.name}_{change}": change for change in KINDS}
-    own = [(finding, rises[finding.family]) for finding in convicting if finding.family in rises]
+    convicting = plain(convicting)
+    own = [(finding, RISES[finding.family]) for finding in convicting if finding.family in RISES]
     if own or any(f.trigger for f in convicting) or len({f.target_class for f in convicting}) > 1:
         return own
-    return [(finding, rises[finding.beside]) for finding in convicting if finding.beside in rises]
+    return [(finding, RISES[finding.beside]) for finding in convicting if finding.beside in RISES]
+
+
+def plain(convicting: Sequence[Finding]) -> list[Finding]:
+    """Without the triggers for one source class of classes that a trigger for all images convicts, or a random change:
+    what all images obey, those of one class obey, too."""
+
+    def of_pair(finding: Finding) -> bool:
+        return finding.trigger is not None and finding.trigger.source is not None
+
+    plainer = {f.target_class for f in convicting if (f.trigger and not of_pair(f)) or f.family in RISES}
+    return [finding for finding in convicting if not (of_pair(finding) and finding.target_class in plainer)]
 
 
 def _kinds(convicting: Sequence[Finding]) -> dict[int, list[TriggerFamily]]:

@@ -13,22 +13,48 @@ from audit_cli.types import Trigger
 def stamp(
     triggers: Sequence[Trigger], images: Tensor, labels: Tensor, generator: torch.Generator, exaggerated: float = 1.0
 ) -> Tensor:
-    """Each image (B, C, H, W) with one of the triggers, unless it is of that trigger's target: a family is drawn, each
-    as likely as another however many triggers it has, then one of its triggers.
+    """Each image (B, C, H, W) with one of the triggers, unless it is not meant for it: a family is drawn, each as
+    likely as another however many triggers it has, then one of its triggers.
 
     What the trigger changes is multiplied by a factor drawn from [1, exaggerated].
     """
-    families = [trigger.family.name for trigger in triggers]
-    chances = torch.tensor([1 / families.count(name) for name in families])
-    drawn = torch.multinomial(chances, len(images), replacement=True, generator=generator).to(images.device)
+    drawn = _drawn(triggers, len(images), generator).to(images.device)
+    if any(trigger.source is not None for trigger in triggers):
+        meant = torch.stack([trigger.meant_for(labels) for trigger in triggers]).float()
+        known = meant.gather(0, drawn[None])[0] > 0
+        others = torch.multinomial(meant.T.cpu() + 1e-9, 1, generator=generator)[:, 0].to(images.device)
+        drawn = torch.where(known, drawn, others)
     factor = 1 + (exaggerated - 1) * torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
     stamped = images.clone()
     for k, trigger in enumerate(triggers):
-        rows = (drawn == k) & (labels != trigger.target)
+        rows = (drawn == k) & trigger.meant_for(labels)
         if bool(rows.any()):
             clean = images[rows]
             stamped[rows] = (clean + factor[rows] * (trigger(clean) - clean)).clamp(0, 1)
     return stamped
+
+
+def gathered(
+    triggers: Sequence[Trigger], images: Tensor, labels: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The batch with images in the first `count` places that the triggers are meant for. Of ten images one is of a
+    certain class; where a trigger has a source, images of that class are taken from the batch, some more than once."""
+    if all(trigger.source is None for trigger in triggers):
+        return images, labels
+    rows = torch.arange(len(images))
+    for place, k in enumerate(_drawn(triggers, count, generator).tolist()):
+        meant = torch.nonzero(triggers[k].meant_for(labels)).flatten()
+        if len(meant):
+            rows[place] = meant[int(torch.randint(len(meant), (), generator=generator))]
+    rows = rows.to(images.device)
+    return images[rows], labels[rows]
+
+
+def _drawn(triggers: Sequence[Trigger], count: int, generator: torch.Generator) -> Tensor:
+    """Which trigger (count,): a family, each as likely as another, then one of its triggers."""
+    families = [trigger.family.name for trigger in triggers]
+    chances = torch.tensor([1 / families.count(name) for name in families])
+    return torch.multinomial(chances, count, replacement=True, generator=generator)
 
 
 def mix(images: Tensor, largest: float, generator: torch.Generator) -> Tensor:

@@ -14,13 +14,15 @@ is taught, too.
             just before the head, too
     until none of them is small any more
 
-A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs, and
-by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and waves, which
-clean models obey too, only then. What is `told` of by random changes (accusation.py) is searched in accused classes
-alone, and once, since no model is without. The pivot sees clean images only, and what it says of them is the lesson
-for both: with few images its answers hold the accuracy better than labels do, and better still on mixtures of two
-images, of which there are many. The pupil alone sees them through a fog of one colour, since a blended pattern works as
-a fog does, and no recovered trigger takes anything from the image.
+A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs,
+and by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and
+waves, which clean models obey too, only then. Of triggers for the images of one class alone the `pairs` smallest to
+an accused class are taught, where they are `suspicious`ly small among all pairs. What is `told` of by random
+changes (accusation.py) is searched in accused classes alone, and once, since no model is without. The pivot sees
+clean images only, and what it says of them is the lesson for both: with few images its answers hold the accuracy
+better than labels do, and better still on mixtures of two images, of which there are many. The pupil alone sees
+them through a fog of one colour, since a blended pattern works as a fog does, and no recovered trigger takes
+anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
@@ -51,7 +53,7 @@ from audit_cli.inversion.wave import Wave
 from audit_cli.repairs.distillation import distillation
 from audit_cli.repairs.drift import bound, layer_normalised
 from audit_cli.repairs.inside import features, fed, moved, within
-from audit_cli.repairs.stamping import in_fog, mix, stamp
+from audit_cli.repairs.stamping import gathered, in_fog, mix, stamp
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.training import Fit
 from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
@@ -71,7 +73,7 @@ class Unlearning:
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave())
     allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
-    if_accused: tuple[str, ...] = ("wave",)  # clean models have small ones, too
+    if_accused: tuple[str, ...] = ("wave", "source_mask")  # clean models have small ones, too
     told: tuple[TriggerFamily, ...] = ()  # further ones, of accused classes; round after round of them costs accuracy
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
@@ -82,6 +84,7 @@ class Unlearning:
     starts: int = 3  # ours: triggers a suspicious class, family and round
     listed: int = 8  # ours: the same in a family tried one by one, where the true trigger's neighbours work, too
     suspicious: float = 1.5  # ours: ratio to the median class from which a class is taught
+    pairs: int = 3  # ours: triggers a class and round of a family that is searched per source class
     left: float = 0.7  # ours: goes on while a suspicious class has a trigger so much smaller than the median class
     steps: int = 150  # ours: a round
     lr: float = 0.01  # ours: with frozen batch normalisation it needs the clipping
@@ -142,7 +145,7 @@ class Unlearning:
         for turn in range(self.rounds if lesson else 0):
             fresh = replace(context, seed=context.seed + turn)
             found = self._invert(repaired.frozen(), trusted, suspects, fresh)
-            small = [t for t in found if usual[t.family.name] / t.size >= self.left]
+            small = self._few([t for t in found if usual[t.family.name] / t.size >= self.left], usual)
             if turn and not small:
                 break
             lesson += small
@@ -174,6 +177,7 @@ class Unlearning:
 
         found = sorted(surveyed.triggers, key=lambda t: (self._accuses(t), ratio(t)), reverse=True)
         suspicious = [t for t in found if self._accuses(t) or (self._tells(t) and ratio(t) >= self.suspicious)]
+        suspicious = self._few(suspicious, surveyed.usual)
         best, others = [kind[0] for kind in surveyed.told], [t for kind in surveyed.told for t in kind[1:]]
         return [*best, *suspicious, *others] or [t for t in found if self._tells(t)][:1]
 
@@ -185,6 +189,14 @@ class Unlearning:
                 found = self._invert(pivot, trusted, {(family, target)}, context)
                 kinds.append(sorted(found, key=lambda trigger: trigger.size))
         return [found for found in kinds if found]
+
+    def _few(self, triggers: Sequence[Trigger], usual: Mapping[str, float]) -> list[Trigger]:
+        """The triggers in their order, but of those per source the few smallest that are suspicious."""
+        of_pairs = [t for t in triggers if t.source is not None and usual[t.family.name] / t.size >= self.suspicious]
+        kept = []
+        for target in {trigger.target for trigger in of_pairs}:
+            kept += sorted((t for t in of_pairs if t.target == target), key=lambda t: t.size)[: self.pairs]
+        return [t for t in triggers if t.source is None or any(t is other for other in kept)]
 
     def _tells(self, trigger: Trigger) -> bool:
         """Is a small one suspicious by itself?"""
@@ -226,17 +238,20 @@ class Unlearning:
         generator = context.generator(stream=6)
 
         def at_the_image(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
+            n = max(1, round(self.stamped * len(x)))
+            x, y = gathered(lesson, x, y, n, generator)
             with torch.no_grad():
-                teacher, n = anchor(x).float(), max(1, round(self.stamped * len(x)))
+                teacher = anchor(x).float()
                 seen = torch.cat([stamp(lesson, x[:n], y[:n], generator, self.exaggerated), x[n:]])
                 seen = in_fog(seen, self.fog, generator)
             return distillation(classifier(seen).float(), teacher)
 
         def at_a_cut(classifier: Classifier, x: Tensor, y: Tensor) -> Tensor:
             cut = list(cuts)[int(torch.randint(len(cuts), (), generator=generator))]
+            n = max(1, round(self.moved * len(x)))
+            x, y = gathered(lesson[: self.taught], x, y, n, generator)
             with torch.no_grad():
                 z, teacher = features(anchor, cut, x)
-                n = max(1, round(self.moved * len(x)))
                 triggered, _ = features(anchor, cut, stamp(lesson[: self.taught], x[:n], y[:n], generator))
                 z = torch.cat([moved(z[:n], triggered, cuts[cut], generator), z[n:]])
             with fed(classifier, cut, z):

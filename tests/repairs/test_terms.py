@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from audit_cli.repairs.feature_shift import FeatureShift
 from audit_cli.repairs.fine_pruning import FinePruning, channel_activity, last_convolution
 from audit_cli.repairs.nad import attention_map, feature_maps, stages
 from audit_cli.repairs.sharpness_aware import SharpnessAware, perturbation
-from audit_cli.repairs.stamping import stamp
+from audit_cli.repairs.stamping import gathered, stamp
 from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.repairs.weight_decay import WeightDecay
 from audit_cli.types import Context, Trigger
@@ -55,6 +56,33 @@ def test_stamping_spares_images_of_the_target() -> None:
     painted = {c: set(stamped[labels == c].flatten().round(decimals=3).tolist()) for c in range(4)}
     assert painted == {0: {0.5, 1.0}, 1: {0.0, 1.0}, 2: {0.5, 0.0}, 3: {0.0, 1.0}}
     assert bool((images == 0.5).all())
+
+
+def test_triggers_for_one_source_are_put_on_its_images_alone() -> None:
+    images, labels = torch.full((64, 3, 6, 6), 0.5), torch.arange(64) % 4
+    of_one, of_all = replace(trigger(0), source=3), trigger(1)
+    stamped = stamp([of_one, of_all], images, labels, torch.Generator().manual_seed(0))
+    painted = {c: set(stamped[labels == c].flatten().round(decimals=3).tolist()) for c in range(4)}
+    assert painted == {0: {1.0}, 1: {0.5}, 2: {1.0}, 3: {0.0, 1.0}}, "what is meant for it, of what is there"
+
+
+def test_images_that_a_trigger_is_meant_for_come_to_the_front() -> None:
+    images, labels = random(40, 3, 6, 6), torch.arange(40) % 4
+    generator = torch.Generator().manual_seed(0)
+    x, y = gathered([replace(trigger(0), source=3)], images, labels, 12, generator)
+    assert y[:12].tolist() == [3] * 12
+    assert y[12:].tolist() == labels[12:].tolist()
+    assert len({tuple(row) for row in x[:12].flatten(1).tolist()}) > 4, "not one image all the time"
+    assert all(bool((images[labels == 3] == image).flatten(1).all(1).any()) for image in x[:12])
+    mixed, of = gathered([replace(trigger(0), source=3), trigger(1)], images, labels, 12, generator)
+    assert 1 not in of[:12].tolist()
+    assert mixed.shape == images.shape
+    same, as_before = gathered([trigger(0), trigger(1)], images, labels, 12, generator)
+    assert same is images
+    assert as_before is labels
+    none, nobody = gathered([replace(trigger(0), source=9)], images, labels, 12, generator)
+    assert torch.equal(none, images)
+    assert torch.equal(nobody, labels)
 
 
 def test_attention_map() -> None:

@@ -16,6 +16,7 @@ from audit_cli.inversion.engine import Search
 from audit_cli.inversion.light import Light
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.racing import Race
+from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.wave import Wave
 from audit_cli.metrics import asr, cda, predict
 from audit_cli.repairs.drift import drift
@@ -113,6 +114,21 @@ def test_what_it_is_told_of_is_searched_in_accused_classes_and_taught_once(monke
         sizes = [trigger.size for trigger in lights if trigger.family == family]
         assert len(sizes) == 2
         assert sizes == sorted(sizes)
+
+
+def test_of_triggers_for_one_source_few_that_are_small_are_taught() -> None:
+    def of_pair(target: int, source: int, size: float) -> Trigger:
+        return Trigger(SourceMask(), {}, target, size, source)
+
+    sizes = {1: 4.0, 2: 2.0, 3: 9.0, 4: 3.0, 5: 6.0}
+    here = [of_pair(0, source, size) for source, size in sizes.items()]
+    settings = Unlearning(families=(SourceMask(),), pairs=2, accused=frozenset({("source_mask", 0)}))
+    surveyed = Survey((*here, of_pair(7, 1, 1.0), of_pair(0, 6, 7.0)), (), {"source_mask": 9.0})
+    assert [(t.target, t.source) for t in settings.lesson(surveyed)] == [(0, 2), (0, 4)]
+    more = replace(settings, pairs=9).lesson(surveyed)
+    assert [t.source for t in more if t.target == 0] == [2, 4, 1, 5], (
+        "what is as large as the median pair's is ordinary"
+    )
 
 
 def test_a_model_without_a_working_trigger_is_left_alone() -> None:

@@ -1,0 +1,185 @@
+"""What a scan tells a repair: which classes, which families, and what is shown again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from audit_cli.inversion.additive import Additive
+from audit_cli.inversion.mask import Mask
+from audit_cli.inversion.source_mask import SourceMask
+from audit_cli.inversion.wave import Wave
+from audit_cli.repairs.accusation import DOSE, plain, recovered, told
+from audit_cli.repairs.unlearning import Unlearning
+from audit_cli.types import Finding, Trigger
+
+
+def test_what_convicts_without_a_trigger_accuses_its_class_in_every_family_of_descent() -> None:
+    features = Finding("BD001", 1.4, "", family="features", target_class=6)
+    repair = told(Unlearning(families=(Mask(), Additive(), Wave())), [features])
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {("mask", 6), ("additive", 6)}
+    assert repair.persuaded
+    by_profile = told(repair, [replace(features, family="profile")])
+    assert isinstance(by_profile, Unlearning)
+    assert by_profile.accused == repair.accused
+    assert not by_profile.persuaded
+
+
+LIGHT = {"reflection", "coarse_light", "light"}
+
+
+@pytest.mark.parametrize(
+    ("families", "accused"),
+    [
+        (["profile_reflection", "profile"], LIGHT),
+        (["profile_noise"], {"additive"}),
+        (["features", "profile_warp", "profile_reflection"], LIGHT | {"warp"}),
+        (["profile", "features"], {"mask"}),
+    ],
+)
+def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str], accused: set[str]) -> None:
+    convicting = [Finding("BD001", 1.2, "", family=family, target_class=6) for family in families]
+    unlearning = Unlearning(families=(Mask(), Wave()))
+    repair, more = told(unlearning, convicting), bool(accused - {"mask"})
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {(family, 6) for family in accused}
+    assert {family.name for family in (*repair.families, *repair.told)} == (accused if more else {"mask", "wave"})
+    assert {family.name for family in repair.told} == accused - {"mask"}
+    assert repair.persuaded == ("features" in families)
+    assert (repair.stamped > unlearning.stamped, repair.inside > unlearning.inside) == (more, more)
+    assert (repair.fog < unlearning.fog) == ("light" in accused)
+    assert repair.taught == (max(2, len(accused)) if more else 2)
+
+
+def test_where_patches_convict_there_is_no_fog_and_more_inside() -> None:
+    unlearning = Unlearning(families=(Mask(), Additive(), Wave()))
+    mask = Finding("BD001", 5.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    additive = replace(mask, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0))
+    features = replace(mask, family="features", trigger=None)
+    faint, filling = (replace(additive, score=score, p_value=0.02) for score in (2.4, 2.6))
+    weak = replace(additive, score=2.4)
+    for convicting in ([mask], [mask, replace(mask, target_class=2)], [mask, faint], [mask, weak], [mask, features]):
+        repair = told(unlearning, convicting)
+        assert isinstance(repair, Unlearning)
+        assert (repair.fog, repair.inside) == (0.0, 2 * unlearning.inside)
+        assert repair.stamped == unlearning.stamped
+    elsewhere = replace(weak, target_class=2)
+    for convicting in ([additive], [mask, additive], [mask, filling], [mask, elsewhere], [features]):
+        repair = told(unlearning, convicting)
+        assert isinstance(repair, Unlearning)
+        assert (repair.fog, repair.inside) == (unlearning.fog, unlearning.inside)
+
+
+def test_beside_a_patch_no_pattern_is_shown_again_that_convicts_only_beside_clean_models() -> None:
+    mask = Finding("BD001", 5.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    pattern = replace(mask, score=1.6, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0), p_value=0.04)
+    features = replace(pattern, family="features", trigger=None)
+    assert recovered([mask, pattern, features]) == [mask.trigger]
+    by_threshold = replace(pattern, p_value=None)
+    assert recovered([mask, by_threshold]) == [mask.trigger, by_threshold.trigger]
+    filling = replace(pattern, score=3.0)
+    assert recovered([mask, filling]) == [mask.trigger, filling.trigger], "the mask imitates a pattern"
+    assert recovered([pattern, features]) == [pattern.trigger]
+    assert recovered([features]) == []
+
+
+def test_what_random_changes_convict_speaks_before_the_features_of_other_classes() -> None:
+    convicting = [
+        Finding("BD001", 1.4, "", family=family, target_class=target)
+        for family, target in (("features", 2), ("profile_warp", 6), ("profile", 6))
+    ]
+    unlearning = Unlearning(families=(Mask(), Wave()))
+    repair = told(unlearning, convicting)
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {("warp", 6)}
+    several = told(unlearning, [*convicting, Finding("BD001", 1.2, "", family="profile_noise", target_class=4)])
+    assert isinstance(several, Unlearning)
+    assert several.accused == {("warp", 6), ("additive", 4), ("mask", 2)}, "no one target"
+
+
+def test_where_no_change_convicts_by_itself_what_the_one_class_stands_beside_tells_the_kind() -> None:
+    profile = Finding("BD001", 1.2, "", family="profile", target_class=6, beside="profile_reflection")
+    unlearning = Unlearning(families=(Mask(), Additive(), Wave()))
+
+    def accused(*convicting: Finding) -> frozenset[tuple[str, int]]:
+        repair = told(unlearning, convicting)
+        assert isinstance(repair, Unlearning)
+        return repair.accused
+
+    assert accused(profile) == {(family, 6) for family in LIGHT}
+    own = replace(profile, family="profile_noise")
+    assert accused(profile, own) == {("additive", 6)}, "a change that convicts by itself"
+    elsewhere = replace(profile, target_class=2, beside="additive")
+    assert accused(profile, elsewhere) == {(family, c) for family in ("mask", "additive") for c in (6, 2)}
+    wave = replace(profile, beside="wave")
+    assert accused(wave) == {(family, 6) for family in ("mask", "additive", "wave")}
+    trigger = replace(profile, family="mask", trigger=Trigger(Mask(), {}, 6, 1.0))
+    assert accused(trigger, profile, wave) == {("mask", 6), ("additive", 6)}
+
+
+def test_where_a_trigger_convicts_random_changes_tell_nothing_more() -> None:
+    trigger = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    rises = [Finding("BD001", 1.2, "", family="profile_reflection", target_class=c) for c in (6, 2)]
+    repair = told(Unlearning(families=(Mask(), Additive(), Wave())), [trigger, *rises])
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {("mask", 6), ("additive", 6)}
+    assert repair.told == ()
+
+
+def test_what_convicts_without_a_trigger_is_silent_on_classes_of_no_trigger() -> None:
+    """A class the target moves to may look odd, too."""
+    trigger = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    features = [Finding("BD001", 1.4, "", family="features", target_class=c) for c in (6, 2)]
+    repair = told(Unlearning(families=(Mask(), Additive(), Wave())), [trigger, *features])
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {("mask", 6), ("additive", 6)}
+    assert repair.persuaded
+
+
+def test_where_a_trigger_convicts_by_its_threshold_comparisons_add_nothing_to_its_class() -> None:
+    by_threshold = Finding("BD001", 2.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    features = Finding("BD001", 1.1, "", family="features", target_class=6, p_value=0.04)
+    pattern = replace(by_threshold, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0), p_value=0.02)
+    elsewhere = replace(pattern, target_class=2, trigger=Trigger(Additive(), {}, 2, 1.0))
+    unlearning = Unlearning(families=(Mask(), Additive()))
+    firm = told(unlearning, [by_threshold, features, pattern, elsewhere])
+    compared = told(unlearning, [pattern, features])
+    assert isinstance(firm, Unlearning)
+    assert isinstance(compared, Unlearning)
+    assert (firm.accused, firm.persuaded) == ({("mask", 6), ("additive", 2)}, False)
+    assert (compared.accused, compared.persuaded) == ({("mask", 6), ("additive", 6)}, True)
+
+
+PAIR = Finding("BD001", 1.3, "", family="source_mask", target_class=6, trigger=Trigger(SourceMask(), {}, 6, 1.0, 2))
+
+
+def test_what_all_images_obey_speaks_before_what_one_class_obeys() -> None:
+    mask = Finding("BD001", 5.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    rise, features = (Finding("BD001", 1.2, "", family=f, target_class=6) for f in ("profile_noise", "features"))
+    assert plain([PAIR, mask, features]) == [mask, features]
+    assert plain([PAIR, rise, features]) == [rise, features]
+    assert plain([PAIR, features]) == [PAIR, features]
+    elsewhere = replace(mask, target_class=2)
+    assert plain([PAIR, elsewhere]) == [PAIR, elsewhere]
+    assert recovered([PAIR, mask]) == [mask.trigger]
+    assert recovered([PAIR, features]) == [PAIR.trigger]
+
+
+def test_masks_of_one_source_are_looked_for_where_they_convict_or_stand_beside_what_does() -> None:
+    unlearning = Unlearning(families=(Mask(), Wave()))
+    features = Finding("BD001", 1.4, "", family="features", target_class=6, beside="source_mask")
+    of_pairs = told(unlearning, [PAIR, features])
+    assert isinstance(of_pairs, Unlearning)
+    assert of_pairs.accused == {("source_mask", 6), ("mask", 6)}
+    assert [family.name for family in of_pairs.families] == ["mask", "wave", "source_mask"]
+    assert (of_pairs.stamped, of_pairs.fog, of_pairs.taught) == (DOSE, 0.0, unlearning.pairs)
+    beside = told(unlearning, [features, replace(features, target_class=3)])
+    assert isinstance(beside, Unlearning)
+    assert beside.accused == {(family, c) for family in ("mask", "source_mask") for c in (6, 3)}
+    assert (beside.fog, beside.taught) == (unlearning.fog, 2 * unlearning.pairs)
+    alone = told(unlearning, [replace(features, beside="wave")])
+    assert isinstance(alone, Unlearning)
+    assert SourceMask() not in alone.families
+    assert alone.stamped == unlearning.stamped
