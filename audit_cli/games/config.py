@@ -3,6 +3,7 @@
 tier = "S"                     # named in every result: S two CPU cores, M ResNet-20/32, L a GPU and ResNet-18
 trusted = 500                  # images of the test split that the defender owns; the rest of it measures
 measured = 2000                # how many of that rest
+redrawn = true                 # every victim is judged with trusted images of its own, from what is not measured on
 
 [training]                     # of every victim
 epochs = 4
@@ -136,6 +137,7 @@ class Bench:
     populations: tuple[Population, ...]
     trusted: int = 500  # 1 % of CIFAR-10
     measured: int = 2000
+    redrawn: bool = False  # trusted images, for every victim
     seed: int = 0
     detectors: tuple[str, ...] = ()
     repeats: int = 1

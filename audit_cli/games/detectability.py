@@ -55,14 +55,15 @@ def scored(zoo: Zoo, recipe: Recipe, detector: str, turn: int = 0, only_planted:
     context = replace(zoo.context, seed=recipe.seed + SEEDS * turn)
     began, cpu = time.monotonic(), time.process_time()
     skipped = only_planted and recipe.attack != CLEAN and not victim.planted
-    findings = [] if skipped else DETECTORS[detector]()(victim.classifier, zoo.data.trusted, context)
+    trusted = zoo.data.trusted_of(recipe.seed)
+    findings = [] if skipped else DETECTORS[detector]()(victim.classifier, trusted, context)
     told = facts_of(findings)
     took, worked = time.monotonic() - began, time.process_time() - cpu
     return victim.facts() | {
         "game": "detectability",
         "detector": detector,
         "turn": turn,
-        "trusted": len(zoo.data.trusted),
+        "trusted": len(trusted),
         **told,
         "seconds": round(took, 2),
         "cpu_seconds": round(worked, 2),

@@ -51,19 +51,19 @@ def _cell(zoo: Zoo, recipe: Recipe, repair: str, settings: Settings) -> Cell:
 def repaired(zoo: Zoo, recipe: Recipe, repair: str, settings: Settings) -> Facts:
     """One victim before and after one repair, whose hyper-parameters may be set."""
     victim = zoo.victim(recipe)
-    context = replace(zoo.context, seed=recipe.seed)
+    context, trusted = replace(zoo.context, seed=recipe.seed), zoo.data.trusted_of(recipe.seed)
     curve = Curve(victim, zoo.data.measured.take(torch.arange(min(CURVE_IMAGES, len(zoo.data.measured)))), context)
     began, cpu = time.monotonic(), time.process_time()
     if repair == LADDER:
-        after, told = by_ladder(victim, zoo.data.trusted, context)
+        after, told = by_ladder(victim, trusted, context)
     else:
-        after, told = construct(repair, settings)(victim.classifier.frozen(), zoo.data.trusted, context, curve), {}
+        after, told = construct(repair, settings)(victim.classifier.frozen(), trusted, context, curve), {}
     took, worked = time.monotonic() - began, time.process_time() - cpu
     return victim.facts() | {
         "game": "robustness",
         "repair": repair,
         "settings": dict(settings.get(repair, {})),
-        "trusted": len(zoo.data.trusted),
+        "trusted": len(trusted),
         **told,
         **outcome(victim, after, zoo.data.measured, context),
         "curve": curve.points,

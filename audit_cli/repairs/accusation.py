@@ -73,8 +73,8 @@ def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     for finding in convicting:
         target = finding.target_class
         if target is not None and not finding.trigger and target in (named or {target}):
-            known = (*repair.families, SourceMask())
-            beside = [f for f in known if f.name == finding.beside and not (kinds or triggered)]
+            others = (*repair.families, SourceMask())
+            beside = [f for f in others if f.name == finding.beside and not (kinds or triggered)]
             accused |= {(family.name, target) for family in (*kinds.get(target, descended), *beside)}
     persuaded = any(finding.family == Shift.name for finding in convicting)
     repair = replace(repair, accused=frozenset(accused), persuaded=persuaded)
