@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +91,14 @@ class Clean:
     overconfidence: float | None = None
 
 
+class Compared(NamedTuple):
+    """One family's score of one class beside the clean models'."""
+
+    p: float
+    beside: str | None  # the family in which the same class is the next most unusual; None where it is in no other
+    source: str | None  # the source class from which it is the most unusual, as a domain has it; None for all
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Clean models of one domain, and the detector and trusted data they were scored with."""
@@ -149,16 +157,19 @@ class Calibration:
     def p_values(self, scores: Scores) -> dict[tuple[str, str], float]:
         """By family and class of the suspect's `scores`: the chance, at most, that a clean model of this domain looks
         so unusual anywhere; in (0, 1]. Families and classes that no clean model was scored on are left out."""
-        return {key: p for key, (p, _) in self.compare(scores).items()}
+        return {key: told.p for key, told in self.compare(scores).items()}
 
-    def compare(self, scores: Scores) -> dict[tuple[str, str], tuple[float, str | None]]:
-        """`p_values`, each with the family in which the same class is the next most unusual; None where it is in no
-        other."""
+    def compare(self, scores: Scores) -> dict[tuple[str, str], Compared]:
+        """`p_values`, each with what makes it so."""
         clean_ones = torch.stack([self._logs(model.scores) for model in self.models])
-        p, second = conformal(self._logs(self._by_class(scores)), clean_ones, self.rows)
+        p, second, row = conformal(self._logs(self._by_class(scores)), clean_ones, self.rows)
         families, classes = (*families_of(self.rows), None), self.domain.classes
-        known = (~p.isnan()).nonzero().tolist()
-        return {(str(families[f]), classes[c]): (float(p[f, c]), families[int(second[f, c])]) for f, c in known}
+        found = {}
+        for f, c in (~p.isnan()).nonzero().tolist():
+            source = self.rows[int(row[f, c])].partition(FROM)[2]
+            compared = Compared(float(p[f, c]), families[int(second[f, c])], source or None)
+            found[str(families[f]), classes[c]] = compared
+        return found
 
     def only(self, families: Collection[str]) -> Calibration:
         """The same clean models, as far as they were scored in `families`."""
@@ -276,11 +287,14 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
     stands beside; without those that mean nothing unless clean models are there to compare with."""
     compared = calibration.compare(scores_of(findings)) if calibration else {}
 
-    def beside(f: Finding) -> Finding:
-        p, second = compared.get((f.family, named(f.target_name or "")), (None, None))
-        return replace(f, p_value=p, beside=second)
+    def among_clean(f: Finding) -> Finding:
+        told = compared.get((f.family, named(f.target_name or "")))
+        if f.rule_id != RULE or told is None:
+            return f
+        source = {"unusual_source": told.source} if told.source else {}
+        return replace(f, p_value=told.p, beside=told.beside, details={**f.details, **source})
 
-    told = [beside(f) if f.rule_id == RULE else f for f in findings]
+    told = [among_clean(f) for f in findings]
     return [f for f in told if f.p_value is not None or f.family not in ONLY_COMPARED]
 
 

@@ -9,6 +9,10 @@ are always the smallest. So a score is compared with the same class's scores on 
 a class within reach, their scores hardly differ, and the first that has would otherwise be the oddest of all; in the
 families EITHER_WAY a score may be too small as well, and |z| counts)
 
+A backdoor that images of one class obey shows at one pair of classes, and in every family with a score for each source
+class at the same pair. So to such a score of the families that MEET another, the other's deviation at the same pair is
+added; the largest of a class counts.
+
 Families differ in how far clean models deviate, and one with a score for every source class, of which the largest
 counts, deviates further. So a family's deviations are brought to one scale:
 
@@ -51,6 +55,7 @@ COMMON = 3  # ours: how many classes must deviate for it to be the whole model's
 MOST = 3.0  # ours: standard deviations
 FLOATS_AT_ONCE = 2**22  # bounds the memory
 FROM = " from "  # between a family and a source class
+MEET = {"source_mask": "features"}
 EITHER_WAY = frozenset({"profile"})  # families of which a small score is as odd as a large one
 
 
@@ -66,10 +71,11 @@ def families_of(rows: Sequence[str]) -> tuple[str, ...]:
 
 class Compared(NamedTuple):
     """Of a suspect, (families, classes) each. p: NaN where there is nothing to compare. second: the family whose
-    deviation is added, -1 for none."""
+    deviation is added, -1 for none. row: the row of the family that deviates most."""
 
     p: Tensor
     second: Tensor
+    row: Tensor
 
 
 def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Compared:
@@ -80,7 +86,8 @@ def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Compa
     t = u + more
     highest = t[:-1].nan_to_num(-torch.inf).amax((1, 2))
     rank = 1 + (highest[:, None, None] >= t[-1]).sum(0)
-    return Compared(torch.where(t[-1].isnan(), math.nan, rank.double() / len(z)), second[-1])
+    row = _by_family(z[-1:], rows)[1][0]
+    return Compared(torch.where(t[-1].isnan(), math.nan, rank.double() / len(z)), second[-1], row)
 
 
 def statistic(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:
@@ -101,7 +108,7 @@ def following(u: Tensor) -> tuple[Tensor, Tensor]:
 
 def on_one_scale(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:
     """u (N, families, classes); otherwise as `statistic`."""
-    u, known = _by_family(z, rows), _by_family(members, rows)
+    u, known = _by_family(z, rows)[0], _by_family(members, rows)[0]
     for f in range(u.shape[1]):
         values = known[:, f][~known[:, f].isnan()]
         if len(values) > 1:
@@ -117,16 +124,28 @@ def _common(u: Tensor) -> Tensor:
     return largest[..., COMMON - 1, None].clamp(0, MOST)
 
 
-def _by_family(z: Tensor, rows: Sequence[str]) -> Tensor:
-    """(N, families, classes): the largest deviation over a family's rows; NaN where all are."""
-    kinds = [family_of(row) for row in rows]
-    found = []
+def _by_family(z: Tensor, rows: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Both (N, families, classes): the largest deviation over a family's rows, NaN where all are; and which row it is
+    of."""
+    z, values, places = _met(z, rows), [], []
     for family in families_of(rows):
-        own = z[:, torch.tensor([kind == family for kind in kinds])]
-        own = own.abs() if family in EITHER_WAY else own
-        largest = own.nan_to_num(-torch.inf).amax(1)
-        found.append(torch.where(largest.isfinite(), largest, math.nan))
-    return torch.stack(found, 1)
+        index = torch.tensor([k for k, row in enumerate(rows) if family_of(row) == family])
+        own = z[:, index].abs() if family in EITHER_WAY else z[:, index]
+        largest = own.nan_to_num(-torch.inf).max(1)
+        values.append(torch.where(largest.values.isfinite(), largest.values, math.nan))
+        places.append(index[largest.indices])
+    return torch.stack(values, 1), torch.stack(places, 1)
+
+
+def _met(z: Tensor, rows: Sequence[str]) -> Tensor:
+    """z (N, rows, classes), to those of one source added what the family that is met has for the same pair."""
+    place, met = {row: k for k, row in enumerate(rows)}, z.clone()
+    for row, k in place.items():
+        family, _, source = row.partition(FROM)
+        other = place.get(f"{MEET.get(family)}{FROM}{source}")
+        if source and other is not None:
+            met[:, k] += z[:, other].nan_to_num(0.0)
+    return met
 
 
 def each_standard(models: Tensor) -> Tensor:

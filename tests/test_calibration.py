@@ -26,7 +26,7 @@ from audit_cli.calibration import (
     scores_of,
     with_p_values,
 )
-from audit_cli.conformal import MOST, SLACK, each_standard, families_of, standard, statistic
+from audit_cli.conformal import MOST, SLACK, conformal, each_standard, families_of, standard, statistic
 from audit_cli.detectors import REFERENCES
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.detectors.profile import Profile
@@ -180,7 +180,7 @@ def test_a_p_value_comes_with_the_family_its_class_is_the_next_most_unusual_in()
     here = replace(calibration(), models=models)
     odd = {"additive": 0.4, "wave": 0.2, "profile": -0.3}  # at cat; of profiles a small one is as odd as a large one
     scores = {(f, c): math.exp(odd[f] * (c == "cat")) for f in families for c in ("bird", "cat")}
-    second = {key: beside for key, (_, beside) in here.compare(scores).items()}
+    second = {key: told.beside for key, told in here.compare(scores).items()}
     assert (second["additive", "cat"], second["profile", "cat"]) == ("profile", "wave")
     assert second["wave", "cat"] is None, "in no other is the class less unusual"
     told = [Finding("BD001", s, "", family=f, target_name=c) for (f, c), s in scores.items()]
@@ -213,9 +213,35 @@ def test_a_finding_has_the_smallest_p_value_of_its_sources() -> None:
     cat = Finding("BD001", 0.5, "", family="features", target_class=1, target_name="cat", by_source={"bird": 4.0})
     found = with_p_values([cat, replace(cat, target_name="bird", score=1.0, by_source={})], here)
     assert found[0].p_value == pytest.approx(0.2)
+    assert found[0].details["unusual_source"] == "bird"
     assert found[1].p_value is not None
     assert found[1].p_value > 0.4
+    assert "unusual_source" not in found[1].details
+    (reason,) = judge([replace(found[0], p_value=0.01)], Policy.load("default"), "", date(2026, 1, 1))[2]
+    assert "p-value 0.01 among clean models from class ‘bird’, 0.05 accepted" in reason
     assert scores_of([cat]) == {("features", "cat"): 0.5, ("features from bird", "cat"): 4.0}
+
+
+def test_two_families_that_are_odd_at_the_same_pair_weigh_more_than_at_two() -> None:
+    """What images of one class obey is odd from that class in both."""
+    generator, sources = torch.Generator().manual_seed(0), ("dog", "emu", "fox")
+    rows = [f"{family} from {source}" for family in ("features", "source_mask") for source in sources]
+    clean = 0.1 * torch.randn(40, len(rows), 4, generator=generator, dtype=torch.float64)
+    suspect = torch.zeros(len(rows), 4, dtype=torch.float64)
+    same, apart = suspect.clone(), suspect.clone()
+    same[rows.index("features from dog"), 2] = same[rows.index("source_mask from dog"), 2] = 0.3
+    apart[rows.index("features from dog"), 2] = apart[rows.index("source_mask from fox"), 2] = 0.3
+    members = each_standard(clean)
+    t_same, t_apart = (statistic(standard(s, clean)[None], members, rows)[0] for s in (same, apart))
+    f = families_of(rows).index("source_mask")
+    assert float(t_same[f, 2]) > float(t_apart[f, 2]) + 1
+    assert int(t_same.amax(0).argmax()) == 2
+    told = conformal(same, clean, rows)
+    assert float(told.p[f, 2]) == pytest.approx(1 / 41)
+    assert rows[int(told.row[f, 2])] == "source_mask from dog"
+    unknown = same.clone()
+    unknown[: len(sources)] = math.nan
+    assert bool(statistic(standard(unknown, clean)[None], members, rows)[0][f].isfinite().all())
 
 
 def test_classes_that_few_models_have_are_compared_with_the_family() -> None:

@@ -172,13 +172,15 @@ class Calibrated:
             "ratio": ratio,
             "matched_success": self.search.matched(trigger.family),
         }
+        whose = ""
         if source is not None:
             details |= {"source": source, "source_name": names[source]}
+            whose = f", for images of ‘{names[source]}’,"
         return Finding(
             rule_id="BD001",
             score=score,
             message=(
-                f"smallest {family} trigger is {score:.2f} times smaller than ordinary classes explain, "
+                f"smallest {family} trigger{whose} is {score:.2f} times smaller than ordinary classes explain, "
                 f"{ratio:.2f} times smaller than the median class needs"
             ),
             detector="calibrated",

@@ -28,12 +28,20 @@ def with_by_class(
     """The cells of one detector with what a calibration of clean models would say of them: as a score of the rule
     BY_CLASS, every class's statistic; `p_value`, the model's smallest; `named`, the class with the largest statistic,
     of a trigger's where one convicts, as a verdict names it; and `among`, is it one of those clean models itself?
-    families: those that count; None for those that a calibration compares.
+    families: those that count; None for those that a calibration compares. A cell is compared in those that it has
+    been scored in: one of an earlier version may lack some.
 
     The clean models are those of `reference`, or where that is empty those among the cells, each model once; no cell is
     compared with its own model. Nothing is fitted on poisoned ones. Unchanged when fewer than three clean models are
     there."""
     known = clean_models(reference or cells)
+    scored = [families_of(sorted(calibrated_scores(cell, families))) for cell in cells]
+    kinds = list(dict.fromkeys(filter(None, scored)))
+    if len(kinds) > 1:
+        scored = [kind or kinds[0] for kind in scored]  # cells without any score
+        apart = {kind: iter(with_by_class(_of(cells, scored, kind), known, kind)) for kind in kinds}
+        return [next(apart[kind]) for kind in scored]
+    families = next(iter(kinds), families)
     rows = sorted({row for cell in (*cells, *known) for row in calibrated_scores(cell, families)})
     classes = sorted(
         {c for cell in (*cells, *known) for row in calibrated_scores(cell, families).values() for c in row}
@@ -53,6 +61,10 @@ def with_by_class(
         told |= {"among": len(others) < len(logs)}
         found.append({**cell, "scores": {**cell["scores"], BY_CLASS: _row(t.amax(0).tolist(), classes)}, **told})
     return found
+
+
+def _of(cells: Cells, scored: Sequence[tuple[str, ...]], kind: tuple[str, ...]) -> Cells:
+    return [cell for cell, own in zip(cells, scored, strict=True) if own == kind]
 
 
 def clean_models(cells: Cells) -> list[Mapping[str, Any]]:

@@ -52,6 +52,8 @@ def read_data(path: Path, bench: Bench) -> Data:
     mine, rest = _of_each(test, each, bench.seed)
     trusted, measured = test.take(mine), test.take(rest[: bench.measured])
     pool = test.take(torch.cat([mine, rest[bench.measured :]])) if bench.redrawn else None
+    if pool is not None and min(pool.per_class) <= each:
+        raise UsageError(f"{clean(str(path))}: with {bench.measured} images to measure on there is nothing to redraw")
     return Data(train, trusted, measured, pool)
 
 

@@ -163,3 +163,18 @@ def test_runs_under_other_seeds_are_not_compared_with_their_own_model() -> None:
 def test_too_few_clean_models_change_nothing() -> None:
     few = [*CLEAN[:2], cell("badnets", 1.2, 1.1)]
     assert with_by_class(few) == few
+
+
+def test_a_cell_is_compared_in_the_families_it_was_scored_in() -> None:
+    """As if the others were on no model."""
+    clean = [cell("clean", 1.2 + 0.01 * k, 0.6 + 0.02 * (k % 7)) for k in range(20)]
+    more = [{**c, "scores": {**c["scores"], "BD001/wave": {"0": [2.0 + k, 1.0]}}} for k, c in enumerate(clean)]
+    earlier, empty = cell("badnets", 1.2, 1.1), {**cell("badnets", 1.0, 1.0), "scores": {}}
+    later = {
+        **cell("badnets", 1.3, 1.1),
+        "scores": {**cell("badnets", 1.3, 1.1)["scores"], "BD001/wave": {"0": [90.0, 1.0]}},
+    }
+    told = with_by_class([earlier, empty, later], more)
+    assert told[0] == with_by_class([earlier], clean)[0]
+    assert (told[1]["p_value"], told[1]["scores"][BY_CLASS]) == (1.0, {})
+    assert told[2] == with_by_class([later], more)[0] != with_by_class([later], clean)[0]
