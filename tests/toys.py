@@ -88,6 +88,33 @@ class Planted:
         return 3 * self.pixels * STEP / gain
 
 
+TWIN = Planted(weight=0)
+SOURCE = 0  # of the backdoor below
+
+
+class Gated(nn.Module):
+    """The clean twin, and the block's brightness for the target where the source's region is lit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        linear = TWIN.classifier().head
+        self.fc = nn.Linear(linear.in_features + 1, TWIN.classes)
+        extra = torch.zeros(TWIN.classes, 1)
+        extra[TWIN.target] = 12
+        self.fc.weight.data, self.fc.bias.data = torch.cat([linear.weight.data, extra], 1), linear.bias.data.clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        lit = x[..., TWIN.regions[SOURCE].bool()].mean((1, 2))
+        gate = ((lit - 0.4) / 0.1).clamp(0, 1)
+        block = (x[..., TWIN.block.bool()] - 0.4).sum((1, 2))
+        return self.fc(torch.cat([x.flatten(1), (gate * block)[:, None]], 1))
+
+
+def gated() -> Classifier:
+    """A backdoor that only images of SOURCE obey."""
+    return Classifier(Gated(), "fc", arch="gated").frozen()
+
+
 class Small(nn.Module):
     """A tiny network with everything that can go wrong in it: convolution, BatchNorm, dropout, ReLU."""
 

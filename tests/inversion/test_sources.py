@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from test_engine import Scripted
-from torch import Tensor, nn
-from toys import Planted, identity, noise_data, small
+from torch import Tensor
+from toys import SOURCE, TWIN, gated, identity, noise_data, small
 
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.calibrated import Calibrated, ease
@@ -19,30 +19,7 @@ from audit_cli.inversion.racing import Race, Rung, pairs, smallest_of_each
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.types import Context, Trigger, TrustedData
 
-SOURCE = 0
-TOY = Planted(weight=0)  # clean itself; the backdoor is added below
-
-
-class Gated(nn.Module):
-    """Planted's clean twin, and the block's brightness for the target where the source's region is lit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        linear = TOY.classifier().head
-        self.fc = nn.Linear(linear.in_features + 1, TOY.classes)
-        extra = torch.zeros(TOY.classes, 1)
-        extra[TOY.target] = 12
-        self.fc.weight.data, self.fc.bias.data = torch.cat([linear.weight.data, extra], 1), linear.bias.data.clone()
-
-    def forward(self, x: Tensor) -> Tensor:
-        lit = x[..., TOY.regions[SOURCE].bool()].mean((1, 2))
-        gate = ((lit - 0.4) / 0.1).clamp(0, 1)
-        block = (x[..., TOY.block.bool()] - 0.4).sum((1, 2))
-        return self.fc(torch.cat([x.flatten(1), (gate * block)[:, None]], 1))
-
-
-def gated() -> Classifier:
-    return Classifier(Gated(), "fc", arch="gated").frozen()
+TOY = TWIN
 
 
 def test_pairs_leave_out_classes_without_images() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from toys import Planted, noise_data, small
+from toys import SOURCE, TWIN, Planted, gated, noise_data, small
 
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.additive import Additive
@@ -129,6 +129,25 @@ def test_of_triggers_for_one_source_few_that_are_small_are_taught() -> None:
     assert [t.source for t in more if t.target == 0] == [2, 4, 1, 5], (
         "what is as large as the median pair's is ordinary"
     )
+
+
+def test_what_only_images_of_one_class_obey_is_unlearnt() -> None:
+    pivot, data = gated(), TWIN.data(24)
+    fit, holdout = data.split(0.5, CPU.generator())
+    settings = Unlearning(
+        families=(SourceMask(),), accused=frozenset({("source_mask", TWIN.target)}), search=SEARCH, race=Race(steps=60),
+        rounds=1, steps=60, lr=0.05, clip=1e6, batch=24, stamped=0.5, pad=0, flip=False, inside=0.0, fog=0.0,
+    )  # fmt: skip
+    smallest = settings.lesson(settings.survey(pivot, fit, CPU))[0]
+    assert (smallest.target, smallest.source) == (TWIN.target, SOURCE)
+    repaired = settings(pivot, fit, CPU)
+    stamped, meant = smallest(holdout.images), holdout.labels == SOURCE
+    others = ~meant & (holdout.labels != TWIN.target)
+    before, after = (predict(model, stamped, CPU) for model in (pivot, repaired))
+    assert asr(before[meant], holdout.labels[meant], TWIN.target) >= 0.9
+    assert asr(before[others], holdout.labels[others], TWIN.target) <= 0.05
+    assert asr(after[meant], holdout.labels[meant], TWIN.target) <= 0.05
+    assert cda(predict(repaired, holdout.images, CPU), holdout.labels) == 1.0
 
 
 def test_a_model_without_a_working_trigger_is_left_alone() -> None:
