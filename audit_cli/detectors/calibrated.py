@@ -5,6 +5,9 @@ it is than the model's other classes need at the same success (BD001). With `ref
 suspect, the gap is told beside it: how much of the trigger's success, on images the search never saw, is lost on the
 middle one of them (BD002).
 
+Of a family that is searched per source, a class counts by its easiest source; how easy each pair of classes is goes
+with the finding, for a calibration.
+
 Beside the families it measures how far the last features must move to each class (`shift`), and how readily each class
 is answered on clean images and on randomly changed ones (`profile`); all also BD001.
 
