@@ -141,13 +141,15 @@ def risen(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
 
 
 def plain(convicting: Sequence[Finding]) -> list[Finding]:
-    """Without the triggers for one source class of classes that a trigger for all images convicts, or a random change:
-    what all images obey, those of one class obey, too."""
+    """Without the triggers for one source class of classes that a trigger for all images convicts, or a random change
+    where no such trigger convicts at all, since beside one they are silent (`told`): what all images obey, those of one
+    class obey, too."""
 
     def of_pair(finding: Finding) -> bool:
         return finding.trigger is not None and finding.trigger.source is not None
 
-    plainer = {f.target_class for f in convicting if (f.trigger and not of_pair(f)) or f.family in RISES}
+    plainer = {f.target_class for f in convicting if f.trigger and not of_pair(f)}
+    plainer = plainer or {f.target_class for f in convicting if f.family in RISES}
     return [finding for finding in convicting if not (of_pair(finding) and finding.target_class in plainer)]
 
 

@@ -163,6 +163,10 @@ def test_what_all_images_obey_speaks_before_what_one_class_obeys() -> None:
     assert plain([PAIR, features]) == [PAIR, features]
     elsewhere = replace(mask, target_class=2)
     assert plain([PAIR, elsewhere]) == [PAIR, elsewhere]
+    assert plain([PAIR, rise, elsewhere]) == [PAIR, rise, elsewhere], "the rise is silent there"
+    repair = told(Unlearning(families=(Mask(), Additive())), [PAIR, rise, elsewhere])
+    assert isinstance(repair, Unlearning)
+    assert {("mask", 2), ("source_mask", 6)} <= repair.accused
     assert recovered([PAIR, mask]) == [mask.trigger]
     assert recovered([PAIR, features]) == [PAIR.trigger]
 
