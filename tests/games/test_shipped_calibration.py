@@ -63,3 +63,11 @@ def test_of_two_calibrations_the_one_as_accurate_decides() -> None:
     assert accurate.refusal(0.93, 500) is None
     assert few.refusal(0.93, 500) is not None
     assert accurate.refusal(0.74, 500) is not None
+
+
+def test_how_sure_a_model_is_is_asked_of_accurate_networks_alone() -> None:
+    """Many wrong labels, as of an all-to-all attack, make a network less sure; it must be compared all the same."""
+    few, accurate = (read(CALIBRATIONS / name) for name in SHIPPED)
+    assert few.refusal(0.74, 500, {}, -0.13) is None
+    assert accurate.refusal(0.88, 500, {}, 0.0) is None
+    assert accurate.refusal(0.88, 500, {}, -0.13) is not None
