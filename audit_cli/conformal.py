@@ -55,7 +55,7 @@ COMMON = 3  # ours: how many classes must deviate for it to be the whole model's
 MOST = 3.0  # ours: standard deviations
 FLOATS_AT_ONCE = 2**22  # bounds the memory
 FROM = " from "  # between a family and a source class
-MEET = {"source_mask": "features"}
+MEET = {"source_mask": "features"}  # a family, and the one whose deviation at the same pair is added to its own
 EITHER_WAY = frozenset({"profile"})  # families of which a small score is as odd as a large one
 
 
