@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from audit_cli import audit, models
 from audit_cli.audit import conclude, feed
 from audit_cli.calibration import RULE
@@ -23,7 +25,7 @@ from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import BudgetExceeded, UsageError
 from audit_cli.judgement import judge
-from audit_cli.metrics import asr, cda, predict
+from audit_cli.metrics import asr, cda, classes_of, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
 from audit_cli.repairs.accusation import told
@@ -209,7 +211,8 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     repaired, holdout, policy = read_back(case, tuned), case.holdout, case.policy
     pivot = case.subject.classifier
     price = cost(pivot, repaired, holdout, context)
-    left = strongest(repaired, case.triggers, holdout, context)
+    answers = classes_of(predict(pivot, holdout.images, context))
+    left = strongest(repaired, case.triggers, holdout, context, answers)
     objections = []
     if price.exceeds(policy.max_drop):
         objections.append(
@@ -217,7 +220,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         )
     if left is not None and left > policy.max_asr:
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
-    inside = None if layer_normalised(pivot) else left_inside(pivot, repaired, case.triggers, holdout, context)
+    inside = None if layer_normalised(pivot) else left_inside(pivot, repaired, case.triggers, holdout, context, answers)
     if inside is not None and inside > policy.max_asr_inside:
         objections.append(
             f"inside the network, features moved {LEFT_FACTOR:g} times as far as a recovered trigger moves them still "
@@ -233,7 +236,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         findings=findings,
         verdict=verdict,
         cost=price,
-        asr_before=strongest(pivot, case.triggers, holdout, context),
+        asr_before=strongest(pivot, case.triggers, holdout, context, answers),
         asr=left,
         inside=inside,
         objections=tuple(objections),
@@ -271,13 +274,21 @@ def read_back(case: Case, tuned: Classifier) -> Classifier:
     return fresh.with_normalisation(mean, std)
 
 
-def strongest(classifier: Classifier, triggers: Sequence[Trigger], data: TrustedData, context: Context) -> float | None:
-    """The largest success of `triggers` on `data`; None when there are none."""
+def strongest(
+    classifier: Classifier,
+    triggers: Sequence[Trigger],
+    data: TrustedData,
+    context: Context,
+    answers: Tensor | None = None,
+) -> float | None:
+    """The largest success of `triggers` on the images of `data` that each is meant for, given what the pivot `answers`
+    without them; None when there are none."""
     rates = []
     for trigger in triggers:
-        meant = trigger.meant_for(data.labels)
-        outputs = predict(classifier, trigger(data.images[meant]), context)
-        rates.append(asr(outputs, data.labels[meant], trigger.target))
+        meant = trigger.meant_for(data.labels, answers)
+        if bool(meant.any()):
+            outputs = predict(classifier, trigger(data.images[meant]), context)
+            rates.append(asr(outputs, data.labels[meant], trigger.target))
     return max(rates, default=None)
 
 

@@ -123,9 +123,16 @@ class Trigger:
     size: float
     source: int | None = None  # the class it was searched for, None: all but the target
 
-    def meant_for(self, labels: Tensor) -> Tensor:
-        """(N,) bool: the images, by their labels (N,), that it should send to its target."""
-        return labels != self.target if self.source is None else labels == self.source
+    def meant_for(self, labels: Tensor, answers: Tensor | None = None) -> Tensor:
+        """(N,) bool: the images, by their labels (N,), that it should send to its target.
+
+        answers: (N,) classes that a model gives without it. Of one source class those that are taken for the target
+        anyway say nothing of the trigger and are left out: of some pairs of classes they are many.
+        """
+        if self.source is None:
+            return labels != self.target
+        meant = labels == self.source
+        return meant if answers is None else meant & (answers != self.target)
 
     def __call__(self, images: Tensor) -> Tensor:
         """In float32 even where a training step autocasts: in bfloat16 a warp would read beside the image."""

@@ -38,66 +38,116 @@ PATCH = 2.0
 
 def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
-    anew, on the images it may use.
-
-    A trigger accuses its family and class. What convicts without one accuses its class: where no trigger does, in the
-    families of the random changes that convict it (`risen`), else in every family that is searched by descent and the
-    one it is beside; and where it is the features, the head of being easily persuaded. It is silent on other classes
-    than those that triggers name, or where none does, on others than the one class that random changes convict: they
-    may be classes that the target moves to.
-
-    Where a trigger convicts by its threshold, what convicts its class only beside clean models is silent: it is
-    ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
-    another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
-    telling: there the other families leave less.
-
-    Where the triggers that convict are patches there is no fog, which is for patterns that fill the image and costs
-    accuracy; instead more is taught inside the network (fixtures/results/mask-repair-study.json).
-
-    Masks of one source class are looked for where they convict and nothing plainer convicts their class (`plain`), or
-    where what convicts without a trigger stands beside them; then more is stamped, since few images are meant.
-
-    Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those that
-    are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
-    accuracy there and helps nothing (fixtures/results/light-study.json)."""
+    anew, on the images it may use."""
     if not isinstance(repair, Unlearning):
         return repair
-    convicting = plain(convicting)
-    descended = [family for family in repair.families if not isinstance(family, Listed)]
+    convicting = heard(convicting)
     triggered = [finding for finding in convicting if finding.trigger]
-    firm = {finding.target_class for finding in triggered if finding.p_value is None}
-    convicting = [f for f in convicting if f.target_class not in firm or f.p_value is None]
-    accused = {(f.family, f.target_class) for f in convicting if f.trigger and f.target_class is not None}
     kinds = {} if triggered else _kinds(convicting)
-    named = {finding.target_class for finding in triggered} or (set(kinds) if len(kinds) == 1 else set())
+    speaking = firm(convicting)
+    repair = replace(
+        repair,
+        accused=frozenset(_accused(repair, speaking, kinds)),
+        persuaded=any(finding.family == Shift.name for finding in speaking),
+    )
+    repair = _of_one_source(repair)
+    if kinds:
+        return _of_kinds(repair, kinds)
+    return _of_patches(repair) if patches(triggered) else repair
+
+
+def heard(convicting: Sequence[Finding]) -> list[Finding]:
+    """What of a scan's findings a repair listens to, in their order: a class by itself is silenced first (`together`),
+    then single source classes (`plain`)."""
+    return plain(together(convicting))
+
+
+def together(convicting: Sequence[Finding]) -> list[Finding]:
+    """Without what convicts its class alone, and only beside clean models, where one class alone is convicted by more
+    than one family: a backdoor shows in several families, always at the same class, and a class that one family finds
+    odd beside it is an ordinary one; to teach it costs accuracy. Where several classes are convicted by more, each may
+    be a target."""
+    families: dict[int | None, set[str | None]] = {}
     for finding in convicting:
+        families.setdefault(finding.target_class, set()).add(finding.family)
+    if sum(len(by) > 1 for by in families.values()) != 1:
+        return list(convicting)
+    return [f for f in convicting if f.p_value is None or len(families[f.target_class]) > 1]
+
+
+def plain(convicting: Sequence[Finding]) -> list[Finding]:
+    """Without the triggers for one source class of classes that a trigger for all images convicts: what all images
+    obey, those of one class obey, too."""
+    plainer = {f.target_class for f in convicting if f.trigger and not _of_pair(f)}
+    return [finding for finding in convicting if not (_of_pair(finding) and finding.target_class in plainer)]
+
+
+def firm(convicting: Sequence[Finding]) -> list[Finding]:
+    """Where a trigger convicts by its threshold, without what convicts its class only beside clean models: that is
+    ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
+    another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
+    telling: there the other families leave less."""
+    certain = {finding.target_class for finding in convicting if finding.trigger and finding.p_value is None}
+    return [f for f in convicting if f.target_class not in certain or f.p_value is None]
+
+
+def _of_pair(finding: Finding) -> bool:
+    return finding.trigger is not None and finding.trigger.source is not None
+
+
+def _accused(
+    repair: Unlearning, speaking: Sequence[Finding], kinds: Mapping[int, Sequence[TriggerFamily]]
+) -> set[tuple[str, int]]:
+    """A trigger accuses its family and class. What convicts without one accuses its class: where no trigger does, in
+    the families of the random changes that convict it (`kinds`), else in every family that is searched by descent and
+    the one it is beside. It is silent on other classes than those that triggers name, or where none does, on others
+    than the one class that random changes convict: they may be classes that the target moves to."""
+    triggered = {(f.family, f.target_class) for f in speaking if f.trigger and f.target_class is not None}
+    accused = set(triggered)
+    named = {target for _, target in triggered} or (set(kinds) if len(kinds) == 1 else set())
+    descended = [family for family in repair.families if not isinstance(family, Listed)]
+    for finding in speaking:
         target = finding.target_class
         if target is not None and not finding.trigger and target in (named or {target}):
             others = (*repair.families, SourceMask())
             beside = [f for f in others if f.name == finding.beside and not (kinds or triggered)]
             accused |= {(family.name, target) for family in (*kinds.get(target, descended), *beside)}
-    persuaded = any(finding.family == Shift.name for finding in convicting)
-    repair = replace(repair, accused=frozenset(accused), persuaded=persuaded)
-    if of_one_source := sum(name == SourceMask.name for name, _ in accused):
-        repair = replace(
-            repair,
-            families=(*repair.families, SourceMask()),
-            stamped=max(repair.stamped, DOSE),
-            taught=max(repair.taught, repair.pairs * of_one_source),
-        )
-    inside = min(1.0, OFTEN * repair.inside)
-    if patches(triggered):
-        return replace(repair, fog=0.0, inside=inside)
-    if not kinds:
+    return accused
+
+
+def _of_one_source(repair: Unlearning) -> Unlearning:
+    """Where masks of one source class are accused they are looked for, and more is stamped, since few images are
+    meant."""
+    of_pairs = sum(name == SourceMask.name for name, _ in repair.accused)
+    if not of_pairs:
         return repair
-    taught = {family.name: family for families in kinds.values() for family in families}
-    known = {family.name for family in repair.families}
     return replace(
         repair,
-        families=tuple(family for family in repair.families if family.name in {name for name, _ in accused}),
+        families=(*repair.families, SourceMask()),
+        stamped=max(repair.stamped, DOSE),
+        taught=max(repair.taught, repair.pairs * of_pairs),
+    )
+
+
+def _of_patches(repair: Unlearning) -> Unlearning:
+    """Where the triggers that convict are patches there is no fog, which is for patterns that fill the image and costs
+    accuracy; instead more is taught inside the network (fixtures/results/mask-repair-study.json)."""
+    return replace(repair, fog=0.0, inside=min(1.0, OFTEN * repair.inside))
+
+
+def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]]) -> Unlearning:
+    """Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those
+    that are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
+    accuracy there and helps nothing (fixtures/results/light-study.json)."""
+    taught = {family.name: family for families in kinds.values() for family in families}
+    known = {family.name for family in repair.families}
+    accused = {name for name, _ in repair.accused}
+    return replace(
+        repair,
+        families=tuple(family for family in repair.families if family.name in accused),
         told=tuple(family for name, family in taught.items() if name not in known),
         stamped=max(repair.stamped, DOSE),
-        inside=inside,
+        inside=min(1.0, OFTEN * repair.inside),
         fog=0.0 if Light.name in taught else repair.fog,
         taught=max(repair.taught, len(taught)),
     )
@@ -123,7 +173,7 @@ def recovered(convicting: Sequence[Finding]) -> list[Trigger]:
     ordinary one, and twice as far inside the network it can lead to its class when the patch no longer does. Of one
     repaired BadNets that obeyed on 3 % of images a full-image pattern led 27 % there, the mask 2 %
     (fixtures/results/mask-repair-study.json). The rescan searches such patterns still, by thresholds."""
-    triggered = [finding for finding in plain(convicting) if finding.trigger]
+    triggered = [finding for finding in heard(convicting) if finding.trigger]
     if patches(triggered):
         triggered = [finding for finding in triggered if finding.family in MASKS or finding.p_value is None]
     return [finding.trigger for finding in triggered if finding.trigger]
@@ -133,24 +183,11 @@ def risen(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
     """What random changes convict, each with the change. Where no trigger convicts and none of them does by itself, but
     one class alone is convicted, what they stand beside: of a Refool it can be the profile that is the most unusual,
     and the rise under reflections next."""
-    convicting = plain(convicting)
+    convicting = heard(convicting)
     own = [(finding, RISES[finding.family]) for finding in convicting if finding.family in RISES]
     if own or any(f.trigger for f in convicting) or len({f.target_class for f in convicting}) > 1:
         return own
     return [(finding, RISES[finding.beside]) for finding in convicting if finding.beside in RISES]
-
-
-def plain(convicting: Sequence[Finding]) -> list[Finding]:
-    """Without the triggers for one source class of classes that a trigger for all images convicts, or a random change
-    where no such trigger convicts at all, since beside one they are silent (`told`): what all images obey, those of one
-    class obey, too."""
-
-    def of_pair(finding: Finding) -> bool:
-        return finding.trigger is not None and finding.trigger.source is not None
-
-    plainer = {f.target_class for f in convicting if f.trigger and not of_pair(f)}
-    plainer = plainer or {f.target_class for f in convicting if f.family in RISES}
-    return [finding for finding in convicting if not (of_pair(finding) and finding.target_class in plainer)]
 
 
 def _kinds(convicting: Sequence[Finding]) -> dict[int, list[TriggerFamily]]:

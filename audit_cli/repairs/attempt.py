@@ -11,12 +11,13 @@ from audit_cli.checkpoint import Checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.judgement import EXIT_CODES, PASS_REASON, excess, judge
 from audit_cli.policy import Policy
-from audit_cli.repairs.accusation import recovered
+from audit_cli.repairs.accusation import recovered, together
 from audit_cli.repairs.acquittal import asked_again
 from audit_cli.repairs.holdout import STEP, Cost, images_needed
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.report.document import plain
+from audit_cli.report.sanitise import clean
 from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def account(
         "relearning": None if relearned is None else asdict(relearned),
     }
     verdict = about.verdict if best.passes else best.verdict
-    limits = [_halves(case), *_unmeasured(case), *_compared(case), *_resolution(case, best)]
+    limits = [_halves(case), *_unmeasured(case), *unheard(case.convicting), *_compared(case), *_resolution(case, best)]
     if case.triggers and relearned is None:
         limits.append(
             "How fast the recovered trigger is learnt again was not measured: the time or memory was used up."
@@ -213,6 +214,18 @@ def _unmeasured(case: Case) -> list[str]:
         "of the backdoor is left is not known, and it can be most of it."
     )
     return [line]
+
+
+def unheard(convicting: Sequence[Finding]) -> list[str]:
+    """Said of what convicted the pivot and is taken to be an ordinary class beside the target."""
+    heard = {id(finding) for finding in together(convicting)}
+    return [
+        f"Class {clean(finding.target_name or '', 60)!r} was convicted, too, but by {finding.family} alone, and only "
+        "beside clean models, while several kinds of evidence name another class: it was neither taught nor looked at "
+        "again."
+        for finding in convicting
+        if id(finding) not in heard
+    ]
 
 
 def _compared(case: Case) -> list[str]:

@@ -119,19 +119,21 @@ def left_inside(
     triggers: Sequence[Trigger],
     data: TrustedData,
     context: Context,
+    answers: Tensor | None = None,
     factor: float = LEFT_FACTOR,
     batch: int = 64,
 ) -> float | None:
     """The largest share of images, over `triggers`, that `repaired` sends to a trigger's target when it is fed, at the
-    first cut `within`, the pivot's features moved `factor` times as far as the trigger moves them. None without
-    triggers or where there is no cut. Both classifiers are frozen and on the context's device."""
+    first cut `within`, the pivot's features moved `factor` times as far as the trigger moves them. Asked with
+    those that a trigger is meant for, given what the pivot `answers` without it. None without triggers or where there
+    is no cut. Both classifiers are frozen and on the context's device."""
     found = within(pivot, data.images[:2].to(context.device))
     if not (found and triggers):
         return None
     cut = found[0]
 
     def sent(trigger: Trigger) -> float:
-        meant, count = data.images[trigger.meant_for(data.labels)], 0
+        meant, count = data.images[trigger.meant_for(data.labels, answers)], 0
         for part in meant.split(batch):
             context.budget.check()
             images = part.to(context.device)

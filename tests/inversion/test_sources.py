@@ -54,7 +54,11 @@ def test_images_are_drawn_from_the_source_alone(monkeypatch: pytest.MonkeyPatch)
 def test_a_trigger_says_whom_it_is_meant_for() -> None:
     labels = torch.tensor([0, 1, 2, 1])
     assert Trigger(Mask(), {}, 1, 0.0).meant_for(labels).tolist() == [True, False, True, False]
-    assert Trigger(SourceMask(), {}, 0, 0.0, source=1).meant_for(labels).tolist() == [False, True, False, True]
+    of_one = Trigger(SourceMask(), {}, 0, 0.0, source=1)
+    assert of_one.meant_for(labels).tolist() == [False, True, False, True]
+    answers = torch.tensor([1, 0, 1, 1])  # the first image of class 1 is taken for class 0 anyway
+    assert of_one.meant_for(labels, answers).tolist() == [False, False, False, True]
+    assert Trigger(Mask(), {}, 1, 0.0).meant_for(labels, answers).tolist() == [True, False, True, False]
 
 
 def test_the_smallest_of_each_target() -> None:

@@ -10,7 +10,7 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.wave import Wave
-from audit_cli.repairs.accusation import DOSE, plain, recovered, told
+from audit_cli.repairs.accusation import DOSE, heard, recovered, risen, together, told
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.types import Finding, Trigger
 
@@ -144,11 +144,12 @@ def test_where_a_trigger_convicts_by_its_threshold_comparisons_add_nothing_to_it
     pattern = replace(by_threshold, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0), p_value=0.02)
     elsewhere = replace(pattern, target_class=2, trigger=Trigger(Additive(), {}, 2, 1.0))
     unlearning = Unlearning(families=(Mask(), Additive()))
-    firm = told(unlearning, [by_threshold, features, pattern, elsewhere])
+    twice = replace(elsewhere, family="profile", trigger=None)
+    firm = told(unlearning, [by_threshold, features, pattern, elsewhere, twice])
     compared = told(unlearning, [pattern, features])
     assert isinstance(firm, Unlearning)
     assert isinstance(compared, Unlearning)
-    assert (firm.accused, firm.persuaded) == ({("mask", 6), ("additive", 2)}, False)
+    assert (firm.accused, firm.persuaded) == ({("mask", 6), ("mask", 2), ("additive", 2)}, False)
     assert (compared.accused, compared.persuaded) == ({("mask", 6), ("additive", 6)}, True)
 
 
@@ -158,17 +159,32 @@ PAIR = Finding("BD001", 1.3, "", family="source_mask", target_class=6, trigger=T
 def test_what_all_images_obey_speaks_before_what_one_class_obeys() -> None:
     mask = Finding("BD001", 5.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
     rise, features = (Finding("BD001", 1.2, "", family=f, target_class=6) for f in ("profile_noise", "features"))
-    assert plain([PAIR, mask, features]) == [mask, features]
-    assert plain([PAIR, rise, features]) == [rise, features]
-    assert plain([PAIR, features]) == [PAIR, features]
     elsewhere = replace(mask, target_class=2)
-    assert plain([PAIR, elsewhere]) == [PAIR, elsewhere]
-    assert plain([PAIR, rise, elsewhere]) == [PAIR, rise, elsewhere], "the rise is silent there"
+    assert heard([PAIR, mask, features]) == [mask, features]
+    for convicting in ([PAIR, features], [PAIR, rise], [PAIR, elsewhere], [PAIR, rise, elsewhere]):
+        assert heard(convicting) == convicting, "a mask of another class and a random change are of other triggers"
     repair = told(Unlearning(families=(Mask(), Additive())), [PAIR, rise, elsewhere])
     assert isinstance(repair, Unlearning)
     assert {("mask", 2), ("source_mask", 6)} <= repair.accused
     assert recovered([PAIR, mask]) == [mask.trigger]
     assert recovered([PAIR, features]) == [PAIR.trigger]
+    assert risen([PAIR, rise, features]) == [(rise, "noise")], "asked about again beside the mask"
+
+
+def test_a_class_that_one_family_finds_odd_is_silent_beside_one_that_several_do() -> None:
+    wave = Finding("BD001", 1.4, "", family="wave", target_class=2, trigger=Trigger(Wave(), {}, 2, 1.0), p_value=0.02)
+    pair, features = replace(PAIR, p_value=0.02), Finding("BD001", 1.2, "", family="features", target_class=6)
+    assert together([wave, pair, features]) == [pair, features]
+    assert recovered([wave, pair, features]) == [pair.trigger]
+    repair = told(Unlearning(families=(Mask(), Wave())), [wave, pair, features])
+    assert isinstance(repair, Unlearning)
+    assert {target for _, target in repair.accused} == {6}
+    by_threshold = replace(wave, p_value=None)
+    more = [replace(wave, family=family) for family in ("wave", "additive")]
+    for convicting in ([wave, pair], [by_threshold, pair, features], [*more, pair, features]):
+        assert together(convicting) == convicting
+    third = replace(features, target_class=3)
+    assert together([*more, third, pair, features]) == [*more, third, pair, features], "several targets"
 
 
 def test_masks_of_one_source_are_looked_for_where_they_convict_or_stand_beside_what_does() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from audit_cli.policy import Policy
-from audit_cli.repairs.attempt import Attempt
+from audit_cli.repairs.attempt import Attempt, unheard
 from audit_cli.repairs.holdout import Cost
+from audit_cli.types import Finding
 
 POLICY = Policy.load("default")  # allows 2 points, and 5 % of the triggers
 
@@ -54,3 +55,13 @@ def test_an_attempt_that_does_not_pass_says_why(verdict: str, objections: int, t
     found = replace(attempt(0.01, None, verdict, objections), rung="unlearning", findings=())
     figures = {"cda_drop": 0.01, "asr": None, "asr_inside": None, "score": None}
     assert found.told == {"method": "unlearning", **figures, "objections": told}
+
+
+def test_the_verdict_says_which_class_was_not_listened_to() -> None:
+    frog, *deer = (
+        Finding("BD001", 1.2, "", family=family, target_class=target, target_name=name, p_value=0.02)
+        for family, target, name in (("wave", 6, "frog"), ("features", 4, "deer"), ("profile", 4, "deer"))
+    )
+    (line,) = unheard([frog, *deer])
+    assert line.startswith("Class 'frog' was convicted, too, but by wave alone")
+    assert unheard(deer) == []
