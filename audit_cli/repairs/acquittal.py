@@ -1,6 +1,6 @@
 """Is what convicted a model without a trigger gone after the repair?
 
-Where clean models decide (calibration.py), a class may be convicted by how readily it is answered under random changes
+Where clean models decide (calibration/), a class may be convicted by how readily it is answered under random changes
 (detectors/profile.py). There is no trigger then whose success could be measured again. But the change can: a repaired
 network must answer the class no more readily under it than clean ones do, on images the repair has not seen.
 

@@ -1,80 +1,28 @@
-"""What scores do clean models of this kind get? A small JSON file that gives a score its p-value (conformal.py).
-
-"Of the same kind" is a `Domain`, told from architecture, image size and class names, with an accuracy like the clean
-models'.
-"""
+"""Clean models of one domain, with their scores, and a suspect beside them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from audit_cli.checkpoint import strict_json
-from audit_cli.classifier import Classifier
+from audit_cli.calibration.domain import Domain
 from audit_cli.conformal import FROM, conformal, families_of, family_of
-from audit_cli.detectors.calibrated import APART
-from audit_cli.detectors.profile import Profile
-from audit_cli.errors import AuditError, PolicyError
 from audit_cli.metrics import wilson
-from audit_cli.report.sanitise import clean
-from audit_cli.resources import violations
-from audit_cli.types import Finding, TrustedData
 
-RULE = "BD001"  # whose scores are calibrated
-SIZE_CAP = 4 * 2**20  # bytes of a calibration file
 MARGIN = 0.05  # ours: of accuracy and overconfidence, around the clean models'
 FEWEST = 0.8  # ours: trusted images, as a share of those the clean models were scored with
 STEADIER = 0.7  # ours: of how far a change moves the classes apart, as a share of the least on a clean model
 LEAST = 0.05  # ours: smaller scores are all the same
-ONLY_COMPARED = frozenset(Profile().families)  # of these a score alone means nothing
 
 Scores = Mapping[tuple[str, str], float]  # (family, class name) -> score
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Models of one kind: the architecture without its sizes, the image size in pixels, and the classes by name: what
-    is ordinary for photographs need not be for digits."""
-
-    arch: str
-    height: int
-    width: int
-    classes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, classifier: Classifier, trusted: TrustedData) -> Domain:
-        _, height, width = trusted.shape
-        names = map(named, trusted.class_names)
-        return cls(kind(classifier.arch), height, width, tuple(sorted(names)))
-
-    @property
-    def ambiguous(self) -> bool:
-        """Do two classes have one name? Then their scores cannot be told apart."""
-        return len(set(self.classes)) < len(self.classes)
-
-    def __str__(self) -> str:
-        few = ", ".join(self.classes[:3]) + (" …" if len(self.classes) > 3 else "")
-        return f"{self.arch}, {self.height} x {self.width}, {len(self.classes)} classes: {few}"
-
-
-def named(name: str) -> str:
-    """A class's name as a domain has it."""
-    return clean(name, 60).casefold()
-
-
-def kind(arch: str) -> str:
-    """`resnet20-w24-cifar` -> `resnet-cifar`: the architecture's name without depth and width."""
-    return re.sub(r"(-w?\d+)+(?=-|$)|\d+(?=-|$)", "", arch)
 
 
 @dataclass(frozen=True)
@@ -230,110 +178,3 @@ def _around(values: Iterable[float]) -> tuple[float, float]:
     """The range of the clean models' values, with the margin."""
     known = list(values)
     return min(known) - MARGIN, max(known) + MARGIN
-
-
-def fingerprints(detector: object) -> dict[str, str]:
-    """By family, what BD001 scores depend on, 16 hex digits: scores of differently set detectors must not be compared.
-    Empty for a detector that gives none."""
-    scoring: Mapping[str, str] = getattr(detector, "scoring", {})
-    return {family: hashlib.sha256(text.encode()).hexdigest()[:16] for family, text in scoring.items()}
-
-
-def clean_model(
-    digest: str,
-    classifier: Classifier,
-    accuracy: float,
-    findings: Iterable[Finding],
-    domain: Domain,
-    moved: Mapping[str, float],
-    overconfidence: float | None = None,
-) -> Clean:
-    """The entry of a clean model. Raises AuditError when its scan gave no score, or two of its classes one name."""
-    if domain.ambiguous:
-        raise AuditError(f"{classifier.arch}: two classes have the same name, so scores cannot be kept; rename one")
-    scores = scores_of(findings)
-    if not scores:
-        raise AuditError(f"{classifier.arch}: the scan gave no {RULE} score; raise its budget or add trusted images")
-    families = dict.fromkeys(family for family, _ in scores)
-    by_class = {f: tuple(scores.get((f, c)) for c in domain.classes) for f in families}
-    sure = None if overconfidence is None else round(overconfidence, 4)
-    return Clean(digest, classifier.arch, round(accuracy, 4), by_class, rounded(moved), sure)
-
-
-def rounded(moved: Mapping[str, float]) -> dict[str, float]:
-    """As a calibration file has them: `Profile.moved` to four digits."""
-    return {change: round(apart, 4) for change, apart in moved.items()}
-
-
-def scores_of(findings: Iterable[Finding]) -> dict[tuple[str, str], float]:
-    """The scores that are calibrated, by family and class name as a `Domain` has it; those for one source class are a
-    family of their own."""
-    found = {}
-    for f in findings:
-        if f.rule_id == RULE and f.target_name and f.family not in APART:
-            target = named(f.target_name)
-            found[f.family, target] = round(f.score, 4)
-            found |= {(from_source(f.family, name), target): round(s, 4) for name, s in f.by_source.items()}
-    return found
-
-
-def from_source(family: str, source: str) -> str:
-    """What a calibration calls the scores of `family` for images of one class alone."""
-    return f"{family}{FROM}{named(source)}"
-
-
-def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) -> list[Finding]:
-    """The findings, those of BD001 with their p-values where the calibration knows family and class, and with what
-    stands beside; without those that mean nothing unless clean models are there to compare with."""
-    compared = calibration.compare(scores_of(findings)) if calibration else {}
-
-    def among_clean(f: Finding) -> Finding:
-        told = compared.get((f.family, named(f.target_name or "")))
-        if f.rule_id != RULE or told is None:
-            return f
-        source = {"unusual_source": told.source} if told.source else {}
-        return replace(f, p_value=told.p, beside=told.beside, details={**f.details, **source})
-
-    told = [among_clean(f) for f in findings]
-    return [f for f in told if f.p_value is not None or f.family not in ONLY_COMPARED]
-
-
-def candidates(files: Iterable[Path], domain: Domain, detectors: Iterable[object]) -> list[Calibration]:
-    """The calibrations of `domain` in `files`, as far as one of `detectors` scores so. Several may be of one domain and
-    of other accuracies."""
-    known = [fingerprints(detector).items() for detector in detectors]
-    there = (calibration for calibration in map(read, files) if calibration.domain == domain)
-    parts = [
-        calibration.only({family for family, _ in calibration.scoring.items() & marks})
-        for calibration in there
-        for marks in known
-    ]
-    return [part for part in parts if part.scoring]
-
-
-def read(path: Path) -> Calibration:
-    """The calibration in the JSON file at `path`. Raises PolicyError when it is none."""
-    where = clean(str(path))
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise PolicyError(f"calibration {where}: cannot be read ({error.strerror})") from error
-    if len(content) > SIZE_CAP:
-        raise PolicyError(f"calibration {where}: over {SIZE_CAP // 2**20} MiB; expected what `calibrate` writes")
-    try:
-        document: Any = strict_json.parse_object(content, where)
-    except AuditError as error:
-        raise PolicyError(f"calibration {where}: {error}") from error
-    if wrong := violations(document, "calibration"):
-        raise PolicyError(f"calibration {where}: {wrong[0]}")
-    del document["schema_version"]
-    domain = Domain(**document["domain"] | {"classes": tuple(document["domain"]["classes"])})
-    models = tuple(_model(entry, domain, where) for entry in document.pop("models"))
-    return Calibration(**document | {"domain": domain, "models": models})
-
-
-def _model(entry: dict[str, Any], domain: Domain, where: str) -> Clean:
-    scores = {family: tuple(values) for family, values in entry["scores"].items()}
-    if any(len(values) != len(domain.classes) for values in scores.values()):
-        raise PolicyError(f"calibration {where}: needs a score, or null, for each of {len(domain.classes)} classes")
-    return Clean(**entry | {"scores": scores})
