@@ -18,7 +18,8 @@ from audit_cli.report.sanitise import clean
 if TYPE_CHECKING:
     from audit_cli.games.cells import Cell
     from audit_cli.games.config import Bench
-    from audit_cli.games.zoo import Recipe, Zoo
+    from audit_cli.games.recipes import Recipe
+    from audit_cli.games.zoo import Zoo
     from audit_cli.types import Context
 
 UNFINISHED = 3  # the time budget ended before the last cell
@@ -249,7 +250,8 @@ def _play(
     from audit_cli.games.cells import Part, play
     from audit_cli.games.config import read_bench
     from audit_cli.games.data import read_data
-    from audit_cli.games.zoo import Zoo, recipes, rehearse
+    from audit_cli.games.recipes import recipes
+    from audit_cli.games.zoo import Zoo, rehearse
     from audit_cli.runtime import Stopwatch, environment
 
     share = Part.parse(part)

@@ -21,7 +21,8 @@ from dataclasses import replace
 from audit_cli.detectors import DETECTORS
 from audit_cli.games.cells import Cell, Facts
 from audit_cli.games.config import CLEAN
-from audit_cli.games.zoo import Recipe, Zoo
+from audit_cli.games.recipes import Recipe
+from audit_cli.games.zoo import Zoo
 from audit_cli.types import Finding
 
 SEEDS = 100_000  # between a victim's seed and the next repeat's: more than a population has victims

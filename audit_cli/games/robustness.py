@@ -28,7 +28,8 @@ from audit_cli.classifier import Classifier
 from audit_cli.data import Preprocessing
 from audit_cli.games.cells import Cell, Facts
 from audit_cli.games.config import LADDER
-from audit_cli.games.zoo import Recipe, Victim, Zoo
+from audit_cli.games.recipes import Recipe
+from audit_cli.games.zoo import Victim, Zoo
 from audit_cli.metrics import cda, cda_drop, evaluating, predict
 from audit_cli.models import build
 from audit_cli.repairs import construct

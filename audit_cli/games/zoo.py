@@ -1,14 +1,12 @@
 """Victims and the clean networks they start from, each trained once and kept under the digest of its recipe.
 
-A recipe says everything that decides the weights: data, network, training, attack, seed. Asking the zoo for a recipe
-trains it, goes on with a training that was stopped, or reads what is there; a second process that wants the same model
-waits for the first.
+Asking the zoo for a recipe trains it, goes on with a training that was stopped, or reads what is there; a second
+process that wants the same model waits for the first.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,111 +18,20 @@ from safetensors.torch import load_file
 
 from audit_cli.attacks import Attack
 from audit_cli.attacks.poisoning import Poisoned
-from audit_cli.attacks.victim import Rate, accuracy, construct, plant, settings_of, success
+from audit_cli.attacks.victim import Rate, accuracy, construct, plant, success
 from audit_cli.checkpoint.save import save_weights, write_atomically
 from audit_cli.classifier import Classifier
-from audit_cli.games.config import CLEAN, Bench, Network, Population, Training
+from audit_cli.games.config import CLEAN, Network
 from audit_cli.games.data import Data
 from audit_cli.games.published import read_published
+from audit_cli.games.recipes import Recipe, base_recipe, row
 from audit_cli.losses import LOSSES
 from audit_cli.models.create import create
 from audit_cli.resume import Resume
 from audit_cli.training import cross_entropy
 from audit_cli.types import Context, TrustedData
 
-NEEDS_SURROGATE = ("adversarial", "parameter_controlled")
 SAVE_EVERY = 200  # steps between two savings of a training's state
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a model's weights. A base has the attack "clean" and no start; so has somebody else's
-    network as it is, where the training says nothing."""
-
-    data: str  # digest of the training images
-    network: Network
-    training: Training
-    seed: int
-    attack: str = CLEAN
-    count: int = 0
-    target: int | None = None
-    settings: tuple[tuple[str, str], ...] = ()
-    loss: str | None = None
-    start: Network | None = None  # the base whose weights training starts from; None for random weights
-    surrogate: Network | None = None  # the base that makes adversarial triggers
-
-    @property
-    def digest(self) -> str:
-        text = json.dumps(asdict(self, dict_factory=_identity), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def name(self) -> str:
-        """Readable, and unique through the digest."""
-        count = f"-m{self.count}" if self.count else ""
-        loss = f"-{self.loss}" if self.loss else ""
-        return f"{self.attack}{count}{loss}-{self.network.arch}-s{self.seed}-{self.digest[:8]}"
-
-
-def _identity(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """What a digest is made of; weights of somebody else's are told apart by their own."""
-    later = ("sha256", "objective")  # fields that older recipes did not have
-    return {key: value for key, value in pairs if key != "weights" and not (key in later and value is None)}
-
-
-def recipes(bench: Bench, data: Data) -> list[Recipe]:
-    """Every victim of the bench, one of each population and count, then the second of each, and so on: a run that is
-    stopped has played all rows alike."""
-    rows = [(p, count) for p in bench.populations for count in p.counts]
-    most = max(p.victims for p in bench.populations)
-    return [_recipe(bench, data, p, count, k) for k in range(most) for p, count in rows if k < p.victims]
-
-
-def _recipe(bench: Bench, data: Data, population: Population, count: int, k: int) -> Recipe:
-    """The k-th victim; its seed is shared with the k-th of every other population, its network and target vary."""
-    networks = [bench.networks[i] for i in population.networks or range(len(bench.networks))]
-    network = networks[k % len(networks)]
-    if not population.tuned and network.base:
-        return base_recipe(network, data)
-    if not population.tuned:
-        return Recipe(data.train.digest, network, bench.training, bench.seed + k)
-    attack, classes = population.attack, len(data.train.class_names)
-    return Recipe(
-        data=data.train.digest,
-        network=network,
-        training=bench.training,
-        seed=bench.seed + k,
-        attack=attack,
-        count=count,
-        target=None if attack in (CLEAN, "all_to_all") else k % classes,
-        settings=_varied(population, k, classes),
-        loss=population.loss or bench.training.objective,
-        start=network if network.trained else None,
-        surrogate=_other_base(bench, network) if attack in NEEDS_SURROGATE else None,
-    )
-
-
-def _varied(population: Population, k: int, classes: int) -> tuple[tuple[str, str], ...]:
-    """The population's settings; pattern seeds and the source class, where it leaves them open, vary with k."""
-    if population.attack == CLEAN:
-        return ()
-    names = [field.name for field in settings_of(population.attack)]
-    open_ = {name: str(k) for name in names if name.endswith("_seed")}
-    if "source" in names:
-        open_["source"] = str((k + 1) % classes)
-    return tuple(sorted((open_ | dict(population.settings)).items()))
-
-
-def _other_base(bench: Bench, network: Network) -> Network:
-    """The attacker's surrogate: a base that is not the victim's own, where there is another one."""
-    bases = [other for other in bench.networks if other.trained]
-    return next((other for other in bases if other != network), network)
-
-
-def base_recipe(network: Network, data: Data) -> Recipe:
-    assert network.base is not None  # noqa: S101 - only networks with a base are asked for one
-    loss = network.base.objective
-    return Recipe(data.train.digest, replace(network, base=None), network.base, network.seed, loss=loss)
 
 
 @dataclass(frozen=True)
@@ -290,17 +197,11 @@ def rehearse(wanted: Sequence[Recipe], zoo: Zoo) -> None:
 
     An untrained network stands in for a surrogate. Raises UsageError naming what is wrong.
     """
-    seen = {_row(recipe) for recipe in wanted if zoo.has(recipe)}
+    seen = {row(recipe) for recipe in wanted if zoo.has(recipe)}
     for recipe in wanted:
-        if recipe.attack == CLEAN or _row(recipe) in seen:
+        if recipe.attack == CLEAN or row(recipe) in seen:
             continue
-        seen.add(_row(recipe))
+        seen.add(row(recipe))
         stand_in = zoo.untrained(recipe.surrogate) if recipe.surrogate else None
         context = replace(zoo.context, seed=recipe.seed)
         poison(zoo.attack(recipe, stand_in), zoo.images(recipe), context)
-
-
-def _row(recipe: Recipe) -> tuple[object, ...]:
-    """What decides whether a victim is possible: everything but the seeds of its trigger."""
-    settings = [(name, value) for name, value in recipe.settings if not name.endswith("_seed")]
-    return recipe.attack, recipe.count, *settings

@@ -7,7 +7,8 @@ import pytest
 from audit_cli.detectors import DETECTORS
 from audit_cli.games.config import Bench
 from audit_cli.games.detectability import detectability
-from audit_cli.games.zoo import Victim, Zoo, recipes
+from audit_cli.games.recipes import recipes
+from audit_cli.games.zoo import Victim, Zoo
 from audit_cli.types import Finding
 
 

@@ -19,7 +19,8 @@ from toys import Planted
 from audit_cli.errors import UsageError
 from audit_cli.games.config import read_bench
 from audit_cli.games.data import read_data
-from audit_cli.games.zoo import Zoo, recipes
+from audit_cli.games.recipes import recipes
+from audit_cli.games.zoo import Zoo
 from audit_cli.types import Context
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"

@@ -16,7 +16,8 @@ from audit_cli.errors import BudgetExceeded, UsageError
 from audit_cli.games import zoo as module
 from audit_cli.games.config import Bench
 from audit_cli.games.data import Data, read_data
-from audit_cli.games.zoo import Recipe, Zoo, base_recipe, recipes, rehearse
+from audit_cli.games.recipes import Recipe, _identity, base_recipe, recipes
+from audit_cli.games.zoo import Zoo, rehearse
 from audit_cli.types import Context
 
 
@@ -138,7 +139,7 @@ def test_a_digest_tells_somebody_else_s_weights_by_their_own(published: Bench, b
         for change in ({"weights": "copy.safetensors"}, {"sha256": "0"})
     )
     assert renamed.digest == recipe.digest != other.digest
-    assert "sha256" not in repr(module._identity([("sha256", None), ("weights", None)]))
+    assert "sha256" not in repr(_identity([("sha256", None), ("weights", None)]))
 
 
 @pytest.mark.parametrize(
