@@ -38,7 +38,7 @@ COMMANDS = {
     "bench zoo": "audit_cli.cli.bench:zoo",
     "bench detectability": "audit_cli.cli.bench:detectability",
     "bench robustness": "audit_cli.cli.bench:robustness",
-    "bench table": "audit_cli.cli.bench:table",
+    "bench table": "audit_cli.cli.bench_table:table",
     "data check": "audit_cli.cli.data:check",
     "rules": "audit_cli.cli.reference:rules",
     "explain": "audit_cli.cli.reference:explain",
