@@ -129,16 +129,19 @@ class Race:
         search: Search,
         context: Context,
         listed: int = 1,
+        source: int | None = None,
     ) -> State:
         """A plain search to the end for `classes` alone, from `starts` random triggers each; of a family that is tried
-        one by one, the `listed` best; of one per source, one trigger from every source."""
+        one by one, the `listed` best; of one per source, one trigger from every source, or those from the one
+        `source`."""
         targets = torch.tensor(classes)
         suspect = folded(suspect, trusted.images[:1].to(context.device))
         if isinstance(family, Listed):
             return self.listing.several(suspect, family, trusted, search, context, targets, listed)
-        if family.per_source:
+        if family.per_source and source is None:
             return self._of_pairs(suspect, family, trusted, search, context, classes)
-        state = search.start(family, targets.repeat(starts), trusted.shape, context)
+        sources = None if source is None else torch.full((starts * len(targets),), source)
+        state = search.start(family, targets.repeat(starts), trusted.shape, context, sources)
         context.progress.stage(f"{family.name} triggers left", self.steps)
         return search.run(suspect, family, state, trusted, self.steps, context)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from audit_cli.calibration import named
 from audit_cli.detectors import changes
 from audit_cli.detectors.profile import Profile
 from audit_cli.detectors.shift import Shift
@@ -31,23 +32,25 @@ MASKS = frozenset({Mask.name, SourceMask.name})
 # Refool).
 DOSE = 0.25
 OFTEN = 2.0  # ours: so many times as often is taught inside there; half leaves three times as much (the same Refool)
+FEW_ROUNDS = 2  # ours: of masks from one known class; one leaves more, five cost accuracy (sources-s 125 and 126)
 # Ours: a mask's score over that of other triggers of its class. Patches of cifar-s have 1.4 and more (median 2.8), what
 # fills the image 1.2 at most; a published network with a full-image pattern has 1.5.
 PATCH = 2.0
 
 
-def told(repair: WatchedRepair, convicting: Sequence[Finding]) -> WatchedRepair:
+def told(repair: WatchedRepair, convicting: Sequence[Finding], names: Sequence[str] = ()) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
-    anew, on the images it may use."""
+    anew, on the images it may use. names: of the classes, in which a finding tells the source that is unusual."""
     if not isinstance(repair, Unlearning):
         return repair
     convicting = heard(convicting)
     triggered = [finding for finding in convicting if finding.trigger]
     kinds = {} if triggered else _kinds(convicting)
-    speaking = firm(convicting)
+    speaking = certain(firm(convicting))
     repair = replace(
         repair,
         accused=frozenset(_accused(repair, speaking, kinds)),
+        sources=frozenset(_sources(speaking, names)),
         persuaded=any(finding.family == Shift.name for finding in speaking),
     )
     repair = _of_one_source(repair)
@@ -87,8 +90,16 @@ def firm(convicting: Sequence[Finding]) -> list[Finding]:
     ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
     another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
     telling: there the other families leave less."""
-    certain = {finding.target_class for finding in convicting if finding.trigger and finding.p_value is None}
-    return [f for f in convicting if f.target_class not in certain or f.p_value is None]
+    firmly = {finding.target_class for finding in convicting if finding.trigger and finding.p_value is None}
+    return [f for f in convicting if f.target_class not in firmly or f.p_value is None]
+
+
+def certain(convicting: Sequence[Finding]) -> list[Finding]:
+    """Where a mask of one source class convicts, without what convicts its class by features or profile: the scan says
+    from which class, and those masks alone cost less accuracy and leave less (development, sources-s 125 and 126).
+    Random changes are of other triggers, and speak."""
+    of_pairs = {finding.target_class for finding in convicting if _of_pair(finding)}
+    return [f for f in convicting if f.target_class not in of_pairs or f.trigger or f.family in RISES]
 
 
 def _of_pair(finding: Finding) -> bool:
@@ -115,17 +126,32 @@ def _accused(
     return accused
 
 
+def _sources(speaking: Sequence[Finding], names: Sequence[str]) -> set[tuple[int, int]]:
+    """Of the classes that masks of one source class convict, the source that is the most unusual beside clean models,
+    and that of the trigger, which is the smallest and is shown again."""
+    found = set()
+    for finding in speaking:
+        if finding.trigger and finding.trigger.source is not None and finding.target_class is not None:
+            unusual = finding.details.get("unusual_source")
+            sources = [c for c, name in enumerate(names) if named(name) == unusual]
+            found |= {(finding.target_class, source) for source in (*sources, finding.trigger.source)}
+    return found
+
+
 def _of_one_source(repair: Unlearning) -> Unlearning:
     """Where masks of one source class are accused they are looked for, and more is stamped, since few images are
-    meant."""
+    meant. Where it is known which class, in few rounds: a mask from it to the target may be small in any model, and
+    round after round costs accuracy."""
     of_pairs = sum(name == SourceMask.name for name, _ in repair.accused)
     if not of_pairs:
         return repair
+    alone = repair.sources and of_pairs == len(repair.accused)
     return replace(
         repair,
         families=(*repair.families, SourceMask()),
         stamped=max(repair.stamped, DOSE),
         taught=max(repair.taught, repair.pairs * of_pairs),
+        rounds=min(repair.rounds, FEW_ROUNDS) if alone else repair.rounds,
     )
 
 

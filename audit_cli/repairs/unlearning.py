@@ -76,6 +76,7 @@ class Unlearning:
     if_accused: tuple[str, ...] = ("wave", "source_mask")  # clean models have small ones, too
     told: tuple[TriggerFamily, ...] = ()  # further ones, of accused classes; round after round of them costs accuracy
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
+    sources: frozenset[tuple[int, int]] = frozenset()  # accused classes, each with a source class it is accused from
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
     surveyed: Survey | None = None  # of the same pivot by the same search, where it is known already
     search: Search = field(default_factory=Search)
@@ -140,6 +141,7 @@ class Unlearning:
         surveyed = self.surveyed or self.survey(anchor, trusted, context)
         lesson, usual = self.lesson(surveyed), surveyed.usual
         suspects = {(trigger.family, trigger.target) for trigger in lesson if trigger.family.name in usual}
+        suspects |= {(f, c) for f in self.families if f.per_source and f.name in usual for c, _ in self.sources}
         repaired = anchor.clone()
         cuts = self._cuts(anchor, trusted.images.to(context.device)) if self.inside else {}
         for turn in range(self.rounds if lesson else 0):
@@ -191,10 +193,12 @@ class Unlearning:
         return [found for found in kinds if found]
 
     def _few(self, triggers: Sequence[Trigger], usual: Mapping[str, float]) -> list[Trigger]:
-        """The triggers in their order, but of those per source the few smallest that are suspicious."""
+        """The triggers in their order, but of those per source only those from the source that their class is accused
+        from, or where none is known, the few smallest that are suspicious."""
+        known = {target for target, _ in self.sources}
         of_pairs = [t for t in triggers if t.source is not None and usual[t.family.name] / t.size >= self.suspicious]
-        kept = []
-        for target in {trigger.target for trigger in of_pairs}:
+        kept = [t for t in triggers if (t.target, t.source) in self.sources]
+        for target in {trigger.target for trigger in of_pairs} - known:
             kept += sorted((t for t in of_pairs if t.target == target), key=lambda t: t.size)[: self.pairs]
         return [t for t in triggers if t.source is None or any(t is other for other in kept)]
 
@@ -210,10 +214,19 @@ class Unlearning:
     ) -> list[Trigger]:
         """Small triggers that still work, from several starts for each suspicious (family, class)."""
         found = []
+        known = {target for target, _ in self.sources}
         for family in (*self.families, *self.told):
-            if classes := sorted({target for other, target in suspects if other == family}):
-                state = self.race.again(model, family, classes, self.starts, trusted, self.search, context, self.listed)
-                found += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]
+            classes = sorted({target for other, target in suspects if other == family})
+            searches: list[tuple[list[int], int | None]] = [(classes, None)]
+            if family.per_source:
+                pairs = sorted(pair for pair in self.sources if pair[0] in classes)
+                searches = [([c for c in classes if c not in known], None), *(([c], source) for c, source in pairs)]
+            for some, source in searches:
+                if some:
+                    state = self.race.again(
+                        model, family, some, self.starts, trusted, self.search, context, self.listed, source
+                    )
+                    found += [state.trigger(row, family) for row in state.reached.nonzero().flatten().tolist()]
         return found
 
     def _cuts(self, anchor: Classifier, images: Tensor) -> dict[str, float]:

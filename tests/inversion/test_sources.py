@@ -101,6 +101,9 @@ def test_all_pairs_run_to_the_end() -> None:
     assert again.sources is not None
     both = list(zip(again.classes.tolist(), again.sources.tolist(), strict=True))
     assert both == [(0, 1), (0, 2), (0, 3), (2, 0), (2, 1), (2, 3)]
+    known = race.again(small(4), SourceMask(), [2], 3, data, Search(success=0.01), Context(), source=1)
+    assert known.sources is not None
+    assert (known.classes.tolist(), known.sources.tolist(), known.step) == ([2] * 3, [1] * 3, 9)
 
 
 def test_pairs_are_compared_with_the_median_pair() -> None:

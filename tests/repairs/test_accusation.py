@@ -192,14 +192,29 @@ def test_masks_of_one_source_are_looked_for_where_they_convict_or_stand_beside_w
     features = Finding("BD001", 1.4, "", family="features", target_class=6, beside="source_mask")
     of_pairs = told(unlearning, [PAIR, features])
     assert isinstance(of_pairs, Unlearning)
-    assert of_pairs.accused == {("source_mask", 6), ("mask", 6)}
+    assert (of_pairs.accused, of_pairs.sources, of_pairs.persuaded) == ({("source_mask", 6)}, {(6, 2)}, False)
     assert [family.name for family in of_pairs.families] == ["mask", "wave", "source_mask"]
     assert (of_pairs.stamped, of_pairs.fog, of_pairs.taught) == (DOSE, 0.0, unlearning.pairs)
+    assert of_pairs.rounds < unlearning.rounds
     beside = told(unlearning, [features, replace(features, target_class=3)])
     assert isinstance(beside, Unlearning)
     assert beside.accused == {(family, c) for family in ("mask", "source_mask") for c in (6, 3)}
+    assert (beside.sources, beside.rounds) == (set(), unlearning.rounds)
     assert (beside.fog, beside.taught) == (unlearning.fog, 2 * unlearning.pairs)
     alone = told(unlearning, [replace(features, beside="wave")])
     assert isinstance(alone, Unlearning)
     assert SourceMask() not in alone.families
     assert alone.stamped == unlearning.stamped
+
+
+def test_the_source_that_is_unusual_is_taught_beside_that_of_the_smallest_mask() -> None:
+    unlearning = Unlearning(families=(Mask(), Additive()))
+    unusual = replace(PAIR, p_value=0.02, details={"unusual_source": "frog"})
+    repair = told(unlearning, [unusual], ["Dog", "Frog", "Ship"])
+    assert isinstance(repair, Unlearning)
+    assert repair.sources == {(6, 1), (6, 2)}
+    rise = Finding("BD001", 1.2, "", family="profile_noise", target_class=6)
+    both = told(unlearning, [unusual, rise], ["Dog", "Frog", "Ship"])
+    assert isinstance(both, Unlearning)
+    assert both.accused == {("source_mask", 6), ("mask", 6), ("additive", 6)}, "random changes are of other triggers"
+    assert both.rounds == unlearning.rounds

@@ -129,13 +129,17 @@ def test_of_triggers_for_one_source_few_that_are_small_are_taught() -> None:
     assert [t.source for t in more if t.target == 0] == [2, 4, 1, 5], (
         "what is as large as the median pair's is ordinary"
     )
+    known = replace(settings, sources=frozenset({(0, 3), (0, 5)})).lesson(surveyed)
+    assert [t.source for t in known if t.target == 0] == [5, 3], "those it is accused from, whatever their size"
 
 
-def test_what_only_images_of_one_class_obey_is_unlearnt() -> None:
+@pytest.mark.parametrize("sources", [frozenset(), frozenset({(TWIN.target, SOURCE)})])
+def test_what_only_images_of_one_class_obey_is_unlearnt(sources: frozenset[tuple[int, int]]) -> None:
     pivot, data = gated(), TWIN.data(24)
     fit, holdout = data.split(0.5, CPU.generator())
     settings = Unlearning(
-        families=(SourceMask(),), accused=frozenset({("source_mask", TWIN.target)}), search=SEARCH, race=Race(steps=60),
+        families=(SourceMask(),), accused=frozenset({("source_mask", TWIN.target)}), sources=sources, search=SEARCH,
+        race=Race(steps=60),
         rounds=1, steps=60, lr=0.05, clip=1e6, batch=24, stamped=0.5, pad=0, flip=False, inside=0.0, fog=0.0,
     )  # fmt: skip
     smallest = settings.lesson(settings.survey(pivot, fit, CPU))[0]
