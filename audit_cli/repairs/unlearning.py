@@ -16,13 +16,13 @@ is taught, too.
 
 A class is suspicious when its smallest trigger is `suspicious` times smaller than the pivot's median class needs,
 and by `allowed` more in a family whose sizes differ much on clean models; or when a scan has `accused` it, and
-waves, which clean models obey too, only then. Of triggers for the images of one class alone the `pairs` smallest to
-an accused class are taught, where they are `suspicious`ly small among all pairs. What is `told` of by random
-changes (accusation.py) is searched in accused classes alone, and once, since no model is without. The pivot sees
-clean images only, and what it says of them is the lesson for both: with few images its answers hold the accuracy
-better than labels do, and better still on mixtures of two images, of which there are many. The pupil alone sees
-them through a fog of one colour, since a blended pattern works as a fog does, and no recovered trigger takes
-anything from the image.
+waves, which clean models obey too, only then. Of triggers for the images of one class alone those from the known
+`sources` to an accused class are taught, or the `pairs` smallest, where they are `suspicious`ly small among all
+pairs. What is `told` of by random changes (accusation.py) is searched in accused classes alone, and once, since no
+model is without. The pivot sees clean images only, and what it says of them is the lesson for both: with few images
+its answers hold the accuracy better than labels do, and better still on mixtures of two images, of which there are
+many. The pupil alone sees them through a fog of one colour, since a blended pattern works as a fog does, and no
+recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
@@ -144,11 +144,11 @@ class Unlearning:
         suspects |= {(f, c) for f in self.families if f.per_source and f.name in usual for c, _ in self.sources}
         repaired = anchor.clone()
         cuts = self._cuts(anchor, trusted.images.to(context.device)) if self.inside else {}
-        for turn in range(self.rounds if lesson else 0):
+        for turn in range(self.rounds if lesson or suspects else 0):
             fresh = replace(context, seed=context.seed + turn)
             found = self._invert(repaired.frozen(), trusted, suspects, fresh)
             small = self._few([t for t in found if usual[t.family.name] / t.size >= self.left], usual)
-            if turn and not small:
+            if not small and (turn or not lesson):
                 break
             lesson += small
             repaired = self._unlearn(repaired, anchor, lesson, cuts, trusted, fresh, watch, turn)
