@@ -174,7 +174,7 @@ def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], 
     moved = Profile().moved(subject.classifier, subject.trusted, context)
     refusals = []
     for some in known:
-        for calibration in sorted(some, key=lambda calibration: abs(calibration.accuracy - accuracy)):
+        for calibration in sorted(some, key=lambda calibration: calibration.away(accuracy)):
             refusal = calibration.refusal(accuracy, len(subject.trusted), moved, sure)
             if refusal is None:
                 return replace(subject, calibration=calibration)

@@ -63,6 +63,11 @@ class Calibration:
         """The median clean model's."""
         return median(model.accuracy for model in self.models)
 
+    def away(self, accuracy: float) -> tuple[float, float]:
+        """How far a model of this accuracy is from the clean ones': outside their range, then from the median."""
+        known = [model.accuracy for model in self.models]
+        return max(0.0, min(known) - accuracy, accuracy - max(known)), abs(self.accuracy - accuracy)
+
     @property
     def rows(self) -> tuple[str, ...]:
         """The families, and those with scores for single source classes once more for each."""

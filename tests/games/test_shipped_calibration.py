@@ -63,6 +63,8 @@ def test_of_two_calibrations_the_one_as_accurate_decides() -> None:
     assert accurate.refusal(0.93, 500) is None
     assert few.refusal(0.93, 500) is not None
     assert accurate.refusal(0.74, 500) is not None
+    for accuracy, nearer in ((0.79, few), (0.82, few), (0.83, accurate), (0.86, accurate)):
+        assert min((few, accurate), key=lambda calibration: calibration.away(accuracy)) == nearer
 
 
 def test_how_sure_a_model_is_is_asked_of_accurate_networks_alone() -> None:
