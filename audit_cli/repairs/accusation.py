@@ -115,11 +115,11 @@ def _accused(
     than the one class that random changes convict: they may be classes that the target moves to."""
     triggered = {(f.family, f.target_class) for f in speaking if f.trigger and f.target_class is not None}
     accused = set(triggered)
-    named = {target for _, target in triggered} or (set(kinds) if len(kinds) == 1 else set())
+    targets = {target for _, target in triggered} or (set(kinds) if len(kinds) == 1 else set())
     descended = [family for family in repair.families if not isinstance(family, Listed)]
     for finding in speaking:
         target = finding.target_class
-        if target is not None and not finding.trigger and target in (named or {target}):
+        if target is not None and not finding.trigger and target in (targets or {target}):
             others = (*repair.families, SourceMask())
             beside = [f for f in others if f.name == finding.beside and not (kinds or triggered)]
             accused |= {(family.name, target) for family in (*kinds.get(target, descended), *beside)}
