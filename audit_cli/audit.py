@@ -159,7 +159,7 @@ def feed(
 
 def calibrated(subject: Subject, policy: Policy, detectors: Sequence[Detector], context: Context) -> Subject:
     """The subject with a calibration of its kind that admits it, where there is one for these detectors: one of the
-    policy's before those of the package, and of several the one whose models are most nearly as accurate."""
+    policy's before those of the package, and of several the one whose models reach nearest to its accuracy."""
     domain, alpha = Domain.of(subject.classifier, subject.trusted), policy.rules[RULE].alpha
     if domain.ambiguous:
         return replace(subject, uncalibrated="two classes have the same name")
