@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from audit_cli import audit, models
 from audit_cli.audit import conclude, feed
 from audit_cli.calibration import RULE
@@ -25,7 +23,7 @@ from audit_cli.data import Preprocessing, read_images
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import BudgetExceeded, UsageError
 from audit_cli.judgement import judge
-from audit_cli.metrics import asr, cda, classes_of, predict
+from audit_cli.metrics import cda, classes_of, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
 from audit_cli.repairs.accusation import told
@@ -35,6 +33,7 @@ from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import cost, divide
 from audit_cli.repairs.inside import LEFT_FACTOR, left_inside
 from audit_cli.repairs.ladder import FURTHER, LADDER, SLIGHTLY, Rung
+from audit_cli.repairs.left import strongest
 from audit_cli.repairs.output import (
     EVIDENCE,
     EVIDENCE_BEFORE,
@@ -56,7 +55,7 @@ from audit_cli.repairs.unlearning import Survey, Unlearning
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.json import render
 from audit_cli.runtime import Stopwatch
-from audit_cli.types import Context, Detector, Finding, Trigger, TrustedData, Verdict
+from audit_cli.types import Context, Detector, Finding, Verdict
 
 CURVES = "trade-off.json"
 UNTESTED = (
@@ -272,24 +271,6 @@ def read_back(case: Case, tuned: Classifier) -> Classifier:
     mean, std = case.subject.preprocessing.mean, case.subject.preprocessing.std
     assert mean is not None and std is not None  # noqa: PT018, S101 - feed has settled them
     return fresh.with_normalisation(mean, std)
-
-
-def strongest(
-    classifier: Classifier,
-    triggers: Sequence[Trigger],
-    data: TrustedData,
-    context: Context,
-    answers: Tensor | None = None,
-) -> float | None:
-    """The largest success of `triggers` on the images of `data` that each is meant for, given what the pivot `answers`
-    without them; None when there are none."""
-    rates = []
-    for trigger in triggers:
-        meant = trigger.meant_for(data.labels, answers)
-        if bool(meant.any()):
-            outputs = predict(classifier, trigger(data.images[meant]), context)
-            rates.append(asr(outputs, data.labels[meant], trigger.target))
-    return max(rates, default=None)
 
 
 def relearn(case: Case, best: Attempt) -> Relearned | None:

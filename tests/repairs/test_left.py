@@ -7,8 +7,8 @@ from toys import noise_data, small
 
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.source_mask import SourceMask
-from audit_cli.mend import strongest
 from audit_cli.metrics import classes_of, predict
+from audit_cli.repairs.left import strongest
 from audit_cli.types import Context, Trigger, TrustedData
 
 
