@@ -70,10 +70,11 @@ def families_of(rows: Sequence[str]) -> tuple[str, ...]:
 
 
 class Compared(NamedTuple):
-    """Of a suspect, (families, classes) each. p: NaN where there is nothing to compare. second: the family whose
+    """Of a suspect, (families, classes) each. p, t: NaN where there is nothing to compare. second: the family whose
     deviation is added, -1 for none. row: the row of the family that deviates most."""
 
     p: Tensor
+    t: Tensor
     second: Tensor
     row: Tensor
 
@@ -87,7 +88,7 @@ def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Compa
     highest = t[:-1].nan_to_num(-torch.inf).amax((1, 2))
     rank = 1 + (highest[:, None, None] >= t[-1]).sum(0)
     row = _by_family(z[-1:], rows)[1][0]
-    return Compared(torch.where(t[-1].isnan(), math.nan, rank.double() / len(z)), second[-1], row)
+    return Compared(torch.where(t[-1].isnan(), math.nan, rank.double() / len(z)), t[-1], second[-1], row)
 
 
 def statistic(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from audit_cli.policy import Policy, Rule
+from audit_cli.ranking import Rank, rank
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def judge(
     open_ = [item for item in judged if item.fired and item.waived_by is None]
     fails = [item for item in open_ if item.severity == "fail"]
     doubts = [item for item in open_ if item.severity == "inconclusive"]
-    reasons = [_reason(item, policy) for item in sorted(fails, key=excess, reverse=True) + doubts]
+    reasons = [_reason(item, policy) for item in sorted(fails, key=suspicion, reverse=True) + doubts]
     if fails:
         verdict = "FAIL"
     elif doubts or not findings:
@@ -70,9 +71,10 @@ def _judge_one(finding: Finding, policy: Policy, manifest_digest: str, today: da
     return JudgedFinding(finding, severity, threshold, fired, finding.fingerprint(manifest_digest), waived_by)
 
 
-def excess(item: JudgedFinding) -> float:
-    """How far above its threshold: comparable between families, whose scores have different limits."""
-    return item.finding.score / item.threshold if item.threshold > 0 else item.finding.score - item.threshold
+def suspicion(item: JudgedFinding) -> Rank:
+    """A key to sort by: larger is more suspicious."""
+    finding = item.finding
+    return rank(finding.score, item.threshold, finding.nonconformity, triggered=finding.asr_before is not None)
 
 
 def _reason(item: JudgedFinding, policy: Policy) -> str:

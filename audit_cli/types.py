@@ -153,6 +153,7 @@ class Finding:
     target_class: int | None = None
     target_name: str | None = None
     p_value: float | None = None
+    nonconformity: float | None = None  # where it was compared with clean models: the statistic that p_value ranks
     beside: str | None = None  # where it has a p-value: the family in which the same class is the next most unusual
     asr_before: float | None = None
     asr_after: float | None = None

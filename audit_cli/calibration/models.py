@@ -43,6 +43,7 @@ class Compared(NamedTuple):
     """One family's score of one class beside the clean models'."""
 
     p: float
+    nonconformity: float  # the statistic that p is the rank of: conformal.py's t
     beside: str | None  # the family in which the same class is the next most unusual; None where it is in no other
     source: str | None  # the source class from which it is the most unusual, as a domain has it; None for all
 
@@ -115,12 +116,12 @@ class Calibration:
     def compare(self, scores: Scores) -> dict[tuple[str, str], Compared]:
         """`p_values`, each with what makes it so."""
         clean_ones = torch.stack([self._logs(model.scores) for model in self.models])
-        p, second, row = conformal(self._logs(self._by_class(scores)), clean_ones, self.rows)
+        p, t, second, row = conformal(self._logs(self._by_class(scores)), clean_ones, self.rows)
         families, classes = (*families_of(self.rows), None), self.domain.classes
         found = {}
         for f, c in (~p.isnan()).nonzero().tolist():
             source = self.rows[int(row[f, c])].partition(FROM)[2]
-            compared = Compared(float(p[f, c]), families[int(second[f, c])], source or None)
+            compared = Compared(float(p[f, c]), float(t[f, c]), families[int(second[f, c])], source or None)
             found[str(families[f]), classes[c]] = compared
         return found
 

@@ -79,7 +79,8 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
         if f.rule_id != RULE or told is None:
             return f
         source = {"unusual_source": told.source} if told.source else {}
-        return replace(f, p_value=told.p, beside=told.beside, details={**f.details, **source})
+        odd = round(told.nonconformity, 3)
+        return replace(f, p_value=told.p, nonconformity=odd, beside=told.beside, details={**f.details, **source})
 
     told = [among_clean(f) for f in findings]
     return [f for f in told if f.p_value is not None or f.family not in ONLY_COMPARED]

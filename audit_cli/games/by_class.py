@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from audit_cli.calibration import LEAST, RULE, from_source
 from audit_cli.conformal import conformal, each_standard, families_of, standard, statistic
 from audit_cli.detectors.calibrated import APART
 from audit_cli.games.config import CLEAN
-from audit_cli.inversion import FAMILIES
-from audit_cli.policy import Policy
 
 BY_CLASS = f"{RULE} by class"  # the name of the statistic in tables
 LEAST_MODELS = 3  # to compare with
@@ -27,7 +24,7 @@ def with_by_class(
 ) -> list[Mapping[str, Any]]:
     """The cells of one detector with what a calibration of clean models would say of them: as a score of the rule
     BY_CLASS, every class's statistic; `p_value`, the model's smallest; `named`, the class with the largest statistic,
-    of a trigger's where one convicts, as a verdict names it; and `among`, is it one of those clean models itself?
+    as a verdict names it; and `among`, is it one of those clean models itself?
     families: those that count; None for those that a calibration compares. A cell is compared in those that it has
     been scored in: one of an earlier version may lack some.
 
@@ -56,8 +53,9 @@ def with_by_class(
         others = logs[[other["victim"] != cell["victim"] for other in known]]
         members = every if len(others) == len(logs) else each_standard(others)
         t = statistic(standard(own, others)[None], members, rows)[0].nan_to_num(-torch.inf)
-        p = conformal(own, others, rows).p.nan_to_num(1.0)
-        told = {"p_value": float(p.min()), "named": _named(t, p, families_of(rows), classes)}
+        compared = conformal(own, others, rows)
+        oddest = int(compared.t.nan_to_num(-torch.inf).amax(0).argmax())
+        told = {"p_value": float(compared.p.nan_to_num(1.0).min()), "named": int(classes[oddest])}
         told |= {"among": len(others) < len(logs)}
         found.append({**cell, "scores": {**cell["scores"], BY_CLASS: _row(t.amax(0).tolist(), classes)}, **told})
     return found
@@ -80,20 +78,6 @@ def families_compared(cells: Cells) -> tuple[str, ...]:
     """The families that a calibration made of such cells compares."""
     keys = dict.fromkeys(key for cell in cells for key in cell["scores"])
     return tuple(f for rule, _, f in (key.partition("/") for key in keys) if rule == RULE and f not in APART)
-
-
-def _named(t: Tensor, p: Tensor, families: Sequence[str], classes: Sequence[str]) -> int:
-    """The class with the largest statistic t (families, classes); where triggers convict, among these alone."""
-    triggers = torch.tensor([family in FAMILIES for family in families])[:, None]
-    convicting = triggers & (p <= _alpha())
-    among = t.masked_fill(~convicting, -torch.inf) if bool(convicting.any()) else t
-    return int(classes[int(among.amax(0).argmax())])
-
-
-@cache
-def _alpha() -> float:
-    """The default policy's accepted false-alarm rate."""
-    return Policy.load("default").rules[RULE].alpha or 0.0
 
 
 def calibrated_scores(cell: Mapping[str, Any], families: Collection[str] | None = None) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from audit_cli.checkpoint import Checkpoint
 from audit_cli.classifier import Classifier
-from audit_cli.judgement import EXIT_CODES, PASS_REASON, excess, judge
+from audit_cli.judgement import EXIT_CODES, PASS_REASON, judge, suspicion
 from audit_cli.policy import Policy
 from audit_cli.repairs.accusation import recovered, together
 from audit_cli.repairs.acquittal import asked_again
@@ -46,7 +46,7 @@ class Case:
         """The findings that convicted the pivot, most suspicious first."""
         items = judge(self.findings, self.policy, self.checkpoint.manifest_digest, today())[3]
         guilty = [item for item in items if item.fired and item.severity == "fail" and item.waived_by is None]
-        guilty.sort(key=excess, reverse=True)
+        guilty.sort(key=suspicion, reverse=True)
         return [item.finding for item in guilty]
 
     @property

@@ -119,6 +119,7 @@ def _finding(item: JudgedFinding) -> dict[str, object]:
         "threshold": item.threshold,
         "fired": item.fired,
         "p_value": finding.p_value,
+        "nonconformity": finding.nonconformity,
         "beside": finding.beside,
         "asr_before": finding.asr_before,
         "asr_after": finding.asr_after,

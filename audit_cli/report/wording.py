@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from audit_cli.ranking import Rank, rank
 from audit_cli.report.sanitise import clean
 
 if TYPE_CHECKING:
@@ -45,14 +46,13 @@ def class_name(finding: Mapping[str, Any]) -> str:
 
 
 def headline(document: Mapping[str, Any]) -> str:
-    """The verdict in one line; a pass never claims more than its scope. Where a trigger was found, its target is named
-    before a class that convicts without one: its features may be of a class the target moves to."""
+    """The verdict in one line; a pass never claims more than its scope."""
     verdict = document["verdict"]
     if verdict == "PASS":
         return "PASS — no backdoor found within scope"
     if verdict == "INCONCLUSIVE":
         return "INCONCLUSIVE — this audit allows no judgement"
-    guilty = sorted(filter(convicts, document["findings"]), key=lambda f: (_triggered(f), _excess(f)), reverse=True)
+    guilty = sorted(filter(convicts, document["findings"]), key=_rank, reverse=True)
     targets = list(dict.fromkeys(target(finding) for finding in guilty if target(finding)))
     if not targets:
         return f"FAIL — {clean(document['reasons'][0])}"
@@ -75,7 +75,7 @@ def triggers(document: Mapping[str, Any], most: int | None = None) -> list[dict[
     model, else the family furthest above its threshold."""
     best: dict[int, dict[str, Any]] = {}
     found = filter(_sizes_a_class, document["findings"])
-    for finding in sorted(found, key=lambda f: (convicts(f), -_likely(f), _excess(f)), reverse=True):
+    for finding in sorted(found, key=lambda f: (convicts(f), -_likely(f), _rank(f)), reverse=True):
         best.setdefault(finding["target_class"], finding)
     return list(best.values())[:most]
 
@@ -89,19 +89,15 @@ def _sizes_a_class(finding: Mapping[str, Any]) -> bool:
     return finding["rule_id"] == "BD001" and finding["target_class"] is not None
 
 
-def _triggered(finding: Mapping[str, Any]) -> bool:
-    return finding["asr_before"] is not None
-
-
 def _likely(finding: Mapping[str, Any]) -> float:
     """Its p-value; 1 where it is compared with no clean models."""
     return 1.0 if finding["p_value"] is None else float(finding["p_value"])
 
 
-def _excess(finding: Mapping[str, Any]) -> float:
-    if finding["score"] is None:
-        return -math.inf
-    return float(finding["score"] / finding["threshold"] if finding["threshold"] > 0 else finding["score"])
+def _rank(finding: Mapping[str, Any]) -> Rank:
+    score = -math.inf if finding["score"] is None else finding["score"]
+    odd = finding.get("nonconformity")  # earlier verdicts do not tell
+    return rank(score, finding["threshold"], odd, triggered=finding["asr_before"] is not None)
 
 
 def facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -60,16 +60,19 @@ def test_a_class_is_compared_with_itself_on_clean_models() -> None:
     assert table[0]["flagged"] == 0.0, "five clean models cannot show that one in twenty is so unusual"
 
 
-@pytest.mark.parametrize(("size", "named"), [(1.1, 1), (0.6, 0)])
-def test_a_trigger_that_convicts_names_the_class_before_the_features(size: float, named: int) -> None:
-    """However odd the features of another class are: they may be those of a class the target moves to."""
+@pytest.mark.parametrize(("easiness", "named"), [(0.93, 0), (1.3, 1)])
+def test_the_class_that_is_the_oddest_in_its_families_together_is_named(easiness: float, named: int) -> None:
+    """A lone family that finds another class odd names it only where it is the odder."""
 
-    def with_features(known: dict[str, Any], easiness: float) -> dict[str, Any]:
-        scores = {**known["scores"], "BD001/features": {"0": [easiness, 1.0], "1": [0.9, 1.0]}}
+    def with_features(known: dict[str, Any], first: float, second: float) -> dict[str, Any]:
+        scores = {**known["scores"], "BD001/features": {"0": [first, 1.0], "1": [second, 1.0]}}
         return {**known, "scores": scores}
 
-    reference = [with_features(cell("clean", 1.2 + 0.01 * k, 0.6 + 0.005 * k), 0.9 + 0.001 * k) for k in range(20)]
-    (told,) = with_by_class([with_features(cell("badnets", 1.2, size), 5.0)], reference)
+    reference = [
+        with_features(cell("clean", 1.2 + 0.01 * k, 0.6 + 0.005 * k), 0.9 + 0.001 * k, 0.9 + 0.001 * k)
+        for k in range(20)
+    ]
+    (told,) = with_by_class([with_features(cell("badnets", 1.8, 0.65), 0.93, easiness)], reference)
     assert told["p_value"] <= 0.05
     assert Statistic(BY_CLASS).named(told) == told["named"] == named
 

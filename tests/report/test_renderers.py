@@ -69,6 +69,18 @@ class TestHeadline:
         verdict = make_verdict([features, size(2, "cat", 2.0)])
         assert headline(verdict.document) == "FAIL — backdoor likely: target class 2 ‘cat’ and 1 more"
 
+    def test_beside_clean_models_the_oddest_class_is_named_whatever_its_score(self) -> None:
+        wave = replace(size(1, "bee", 9.0, "wave"), p_value=0.02, nonconformity=5.7)
+        noise = replace(size(2, "cat", 1.1, "profile_noise"), p_value=0.02, nonconformity=13.8, asr_before=None)
+        verdict = make_verdict([wave, noise])
+        assert headline(verdict.document) == "FAIL — backdoor likely: target class 2 ‘cat’ and 1 more"
+        assert verdict.reasons[0].startswith("class 2 (cat): the smallest profile_noise")
+
+    def test_a_threshold_names_the_class_before_a_p_value_does(self) -> None:
+        noise = replace(size(1, "bee", 1.1, "profile_noise"), p_value=0.02, nonconformity=13.8)
+        verdict = make_verdict([noise, size(2, "cat", 2.0)])
+        assert headline(verdict.document) == "FAIL — backdoor likely: target class 2 ‘cat’ and 1 more"
+
     def test_a_failure_without_a_class_gives_its_reason(self) -> None:
         verdict = make_verdict([Finding("BD001", 5.0, "the whole model is odd", family="mask")])
         assert headline(verdict.document).startswith("FAIL — the whole model is odd (BD001")
