@@ -31,7 +31,7 @@ from audit_cli.repairs.acquittal import still_risen
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
 from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import cost, divide
-from audit_cli.repairs.inside import LEFT_FACTOR, left_inside
+from audit_cli.repairs.inside import against, left_inside
 from audit_cli.repairs.ladder import FURTHER, LADDER, SLIGHTLY, Rung
 from audit_cli.repairs.left import strongest
 from audit_cli.repairs.output import (
@@ -220,15 +220,12 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     if left is not None and left > policy.max_asr:
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
     inside = None if layer_normalised(pivot) else left_inside(pivot, repaired, case.triggers, holdout, context, answers)
-    if inside is not None and inside > policy.max_asr_inside:
-        objections.append(
-            f"inside the network, features moved {LEFT_FACTOR:g} times as far as a recovered trigger moves them still "
-            f"lead {inside:.1%} of images to its class, {policy.max_asr_inside:.0%} allowed"
-        )
+    shown, untold = against(inside, policy.max_asr_inside)
+    objections += shown
     alpha = policy.rules[RULE].alpha
     objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context)
     findings = [] if objections else rescan(case, repaired, context)
-    verdict, doubts = ("FAIL", ()) if objections else judged(case, findings)
+    verdict, doubts = ("FAIL", ()) if objections else judged(case, findings, untold)
     return Attempt(
         rung=rung,
         classifier=repaired,
@@ -244,11 +241,13 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
     )
 
 
-def judged(case: Case, findings: Sequence[Finding]) -> tuple[str, tuple[str, ...]]:
-    """The verdict of a rescan, and where that is INCONCLUSIVE the reasons."""
+def judged(case: Case, findings: Sequence[Finding], doubts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The verdict of a rescan, and where that is INCONCLUSIVE the reasons. doubts: others than the rescan's."""
     verdict, _, reasons, _ = judge(findings, case.policy, "", today())
     if verdict == "PASS" and not case.retested:
-        return "INCONCLUSIVE", (UNTESTED,)
+        doubts = [*doubts, UNTESTED]
+    if verdict == "PASS" and doubts:
+        return "INCONCLUSIVE", tuple(doubts)
     return verdict, reasons if verdict == "INCONCLUSIVE" else ()
 
 

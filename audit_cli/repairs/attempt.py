@@ -14,6 +14,7 @@ from audit_cli.policy import Policy
 from audit_cli.repairs.accusation import recovered, together
 from audit_cli.repairs.acquittal import asked_again
 from audit_cli.repairs.holdout import STEP, Cost, images_needed
+from audit_cli.repairs.inside import Led
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.report.document import plain
@@ -78,7 +79,7 @@ class Attempt:
     cost: Cost  # of clean accuracy
     asr_before: float | None  # the largest of the triggers recovered from the pivot
     asr: float | None
-    inside: float | None  # the same of their features, moved further inside the network
+    inside: Led | None  # the same of their features, moved further inside the network
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     doubts: tuple[str, ...]  # why it cannot be told whether it passes
     curve: Trajectory
@@ -97,7 +98,7 @@ class Attempt:
             "method": self.rung,
             "cda_drop": self.cost.drop[0],
             "asr": self.asr,
-            "asr_inside": self.inside,
+            "asr_inside": self.inside and self.inside.share,
             "score": highest(self.findings),
             "objections": [*self.objections, *self.doubts, *refused],
         }

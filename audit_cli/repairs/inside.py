@@ -17,16 +17,34 @@ with Latent Adversarial Training, 2024, https://arxiv.org/abs/2403.05030) search
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from audit_cli.classifier import Classifier
+from audit_cli.metrics import Z95, wilson
 from audit_cli.types import Context, Trigger, TrustedData
 
 LEFT_FACTOR = 2.0  # ours: times as far as the recovered trigger moves the features, what is left is looked for
+
+
+class Led(NamedTuple):
+    """The share of `of` images that moved features lead to a trigger's target, and the upper end of its 95 % Wilson
+    interval. Few images are meant where a trigger is for one source class, and say little."""
+
+    share: float
+    most: float
+    of: int
+
+
+def images_needed(limit: float) -> int:
+    """On how few images it can be seen that at most a share `limit` in (0, 1) is led: where none of them is, the upper
+    end of the interval is z²/(n + z²)."""
+    return math.ceil(Z95**2 * (1 - limit) / limit - 1e-9)
 
 
 def features(classifier: Classifier, cut: str, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,17 +140,17 @@ def left_inside(
     answers: Tensor | None = None,
     factor: float = LEFT_FACTOR,
     batch: int = 64,
-) -> float | None:
-    """The largest share of images, over `triggers`, that `repaired` sends to a trigger's target when it is fed, at the
-    first cut `within`, the pivot's features moved `factor` times as far as the trigger moves them. Asked with
-    those that a trigger is meant for, given what the pivot `answers` without it. None without triggers or where there
-    is no cut. Both classifiers are frozen and on the context's device."""
+) -> Led | None:
+    """How many images `repaired` sends to a trigger's target when it is fed, at the first cut `within`, the pivot's
+    features moved `factor` times as far as the trigger moves them; of the `triggers` the one of which most may be left.
+    Asked with those that a trigger is meant for, given what the pivot `answers` without it. None without triggers or
+    where there is no cut. Both classifiers are frozen and on the context's device."""
     found = within(pivot, data.images[:2].to(context.device))
     if not (found and triggers):
         return None
     cut = found[0]
 
-    def sent(trigger: Trigger) -> float:
+    def sent(trigger: Trigger) -> Led:
         meant, count = data.images[trigger.meant_for(data.labels, answers)], 0
         for part in meant.split(batch):
             context.budget.check()
@@ -141,6 +159,18 @@ def left_inside(
                 (clean, _), (triggered, _) = features(pivot, cut, images), features(pivot, cut, trigger(images))
                 with fed(repaired, cut, clean + factor * (triggered - clean)):
                     count += int((repaired(images).argmax(1) == trigger.target).sum())
-        return count / max(1, len(meant))
+        return Led(count / max(1, len(meant)), wilson(count, len(meant))[1], len(meant))
 
-    return max(map(sent, triggers))
+    return max(map(sent, triggers), key=lambda led: led.most)
+
+
+def against(led: Led | None, limit: float) -> tuple[list[str], list[str]]:
+    """What speaks against a repair of which a share `limit` may be led, and why it cannot be told."""
+    if led is None or led.most <= limit:
+        return [], []
+    how = f"inside the network, features moved {LEFT_FACTOR:g} times as far as a recovered trigger moves them"
+    if led.share <= limit and led.of < images_needed(limit):
+        needed = f"{images_needed(limit)} would be needed"
+        return [], [f"{how} can be looked at on only {led.of} held-out images that the trigger is meant for; {needed}"]
+    upto = f"{led.share:.1%} of {led.of} images to its class (95 % interval up to {led.most:.0%})"
+    return [f"{how} still lead {upto}; at most {limit:.0%} must be shown"], []

@@ -9,9 +9,9 @@ from toys import BASE, GAIN, Planted, noise_data, small
 
 from audit_cli.classifier import Classifier
 from audit_cli.inversion.mask import Mask
-from audit_cli.metrics import asr, cda, predict
+from audit_cli.metrics import asr, cda, predict, wilson
 from audit_cli.policy import Policy
-from audit_cli.repairs.inside import features, fed, left_inside, moved, within
+from audit_cli.repairs.inside import Led, against, features, fed, images_needed, left_inside, moved, within
 from audit_cli.repairs.stamping import in_fog
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.types import Context, Trigger, TrustedData
@@ -63,11 +63,46 @@ def test_a_trigger_that_was_not_recovered_goes_with_the_one_that_was(inside: flo
     assert cda(predict(repaired, data.images, CPU), data.labels) == 1.0
     assert success(repaired, recovered, data) <= 0.05
     assert (success(repaired, true, data) <= 0.05) is gone
-    assert left_inside(pivot, pivot, [recovered], data, CPU) == 1.0
-    left = left_inside(pivot, repaired, [recovered], data, CPU)
+    others = int((data.labels != TOY.target).sum())
+    assert left_inside(pivot, pivot, [recovered], data, CPU) == (1.0, 1.0, others)
+    left, limit = left_inside(pivot, repaired, [recovered], data, CPU), Policy.load("default").max_asr_inside
     assert left is not None
-    assert (left <= Policy.load("default").max_asr_inside) is gone  # what the recovered trigger itself does not show
+    assert (left.most <= limit) is gone  # what the recovered trigger itself does not show
+    assert (against(left, limit) == ([], [])) is gone
     assert left_inside(pivot, repaired, [], data, CPU) is None
+
+
+def led(count: int, of: int) -> Led:
+    return Led(count / of, wilson(count, of)[1], of)
+
+
+class TestWhatIsAllowedMustBeShown:
+    """Of 225 held-out images 33 leave no doubt that it is less than one in five; of 25, one does, and two do not."""
+
+    @pytest.mark.parametrize(("count", "of"), [(33, 225), (0, 16), (1, 25)])
+    def test_few_enough(self, count: int, of: int) -> None:
+        assert against(led(count, of), 0.2) == ([], [])
+
+    @pytest.mark.parametrize(("count", "of"), [(34, 225), (2, 25), (1, 16), (4, 15)])
+    def test_it_may_be_more(self, count: int, of: int) -> None:
+        (said,), doubts = against(led(count, of), 0.2)
+        assert f"still lead {count / of:.1%} of {of} images" in said
+        assert not doubts
+
+    @pytest.mark.parametrize(("count", "of"), [(0, 15), (1, 15)])
+    def test_too_few_images_to_tell(self, count: int, of: int) -> None:
+        objections, (said,) = against(led(count, of), 0.2)
+        assert "on only 15 held-out images" in said
+        assert "; 16 would be needed" in said
+        assert not objections
+
+    def test_how_many_are_needed(self) -> None:
+        for limit in (0.01, 0.05, 0.2, 0.5):
+            n = images_needed(limit)
+            assert wilson(0, n)[1] <= limit < wilson(0, n - 1)[1]
+
+    def test_nothing_was_looked_at(self) -> None:
+        assert against(None, 0.2) == ([], [])
 
 
 class Branched(nn.Module):
