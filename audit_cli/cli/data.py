@@ -14,7 +14,7 @@ INCONCLUSIVE = 3
 
 
 def check(
-    data: Annotated[Path, typer.Argument(help="ImageFolder, .npz archive or CIFAR python batches.")],
+    data: Annotated[Path, typer.Argument(help="ImageFolder, .npz archive, parquet or CIFAR python batches.")],
     split: Annotated[str, typer.Option(help="Which split of a source that has several.")] = "test",
     per_class: Annotated[int | None, typer.Option(help="Read at most so many images of every class.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Draws the images that --per-class keeps.", min=0)] = 0,

@@ -27,7 +27,7 @@ Model = Annotated[
 ]
 Report = Annotated[list[str] | None, typer.Option(help="FORMAT=FILE: html, markdown, sarif, junit or text.")]
 Trusted = Annotated[
-    Path, typer.Option("--trusted", "-t", help="Clean labelled images: ImageFolder, .npz, CIFAR batches.")
+    Path, typer.Option("--trusted", "-t", help="Clean labelled images: ImageFolder, .npz, parquet, CIFAR batches.")
 ]
 PolicyOption = Annotated[str | None, typer.Option("--policy", help="default, strict, or a TOML file.")]
 Arch = Annotated[

@@ -7,10 +7,13 @@ from pathlib import Path
 from audit_cli.data.arrays import read_npz
 from audit_cli.data.cifar import find_cifar, read_cifar
 from audit_cli.data.folder import read_folder
+from audit_cli.data.parquet import read_parquet
 from audit_cli.data.raw import Limits, RawImages, shown
 from audit_cli.errors import DataError, UsageError
 
-ACCEPTED = "expected a folder with one sub-folder of images per class, an .npz archive, or CIFAR python batches"
+ACCEPTED = (
+    "expected a folder with one sub-folder of images per class, an .npz archive, parquet, or CIFAR python batches"
+)
 
 
 def read_images(
@@ -22,7 +25,7 @@ def read_images(
     limits: Limits | None = None,
     unlabelled: bool = False,
 ) -> RawImages:
-    """Read an ImageFolder, an .npz archive or CIFAR python batches.
+    """Read an ImageFolder, an .npz archive, a parquet file or CIFAR python batches.
 
     split: which part of a source that has several. per_class: at most so many images of every class, drawn by `seed`.
     unlabelled: also a plain folder of images, and an archive of images alone; `RawImages.labelled` says what it was.
@@ -40,7 +43,7 @@ def read_images(
     if head == b"PK\x03\x04":
         return read_npz(path, split=split, per_class=per_class, seed=seed, limits=limits, unlabelled=unlabelled)
     if head == b"PAR1":
-        raise UsageError(f"{shown(path)}: parquet cannot be read; export the images as folders or .npz")
+        return read_parquet(path, per_class=per_class, seed=seed, limits=limits, unlabelled=unlabelled)
     if head[:1] == b"\x80" or head[:2] == b"(d":
         raise DataError(f"{shown(path)}: looks like a pickle, which is never read as data; {ACCEPTED}")
     raise DataError(f"{shown(path)}: unknown format; {ACCEPTED}")

@@ -208,7 +208,11 @@ def test_a_name_cannot_write_to_the_terminal(folder: Path) -> None:
 
 
 def test_files_that_are_no_data(tmp_path: Path) -> None:
-    for content, message in [(pickle.dumps([1]), "pickle"), (b"PAR1....", "parquet"), (b"hello", "unknown format")]:
+    for content, message in [
+        (pickle.dumps([1]), "pickle"),
+        (b"PAR1....", "readable parquet"),
+        (b"hello", "unknown format"),
+    ]:
         path = tmp_path / "data.npz"
         path.write_bytes(content)
         with pytest.raises(UsageError, match=message):
