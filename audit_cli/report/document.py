@@ -58,15 +58,8 @@ def build_document(
 
     created_at: an aware time. environment, calibration, preprocessing, prompts, source, repair: mappings with the
     schema's fields.
-    The verdict expires after the policy's days, or with the first waiver it rests on.
     """
     verdict, exit_code, reasons, findings = judged
-    expires_at = created_at + datetime.timedelta(days=policy.expires_days)
-    used = {item.fingerprint for item in findings if item.waived_by}
-    for waiver in policy.waivers:
-        if waiver.fingerprint in used and waiver.expires >= created_at.date():
-            day_after = waiver.expires + datetime.timedelta(days=1)
-            expires_at = min(expires_at, datetime.datetime.combine(day_after, datetime.time(), datetime.UTC))
     document = {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "audit-cli", "version": version()},
@@ -74,7 +67,7 @@ def build_document(
         "exit_code": exit_code,
         "reasons": reasons,
         "created_at": instant(created_at),
-        "expires_at": instant(expires_at),
+        "expires_at": instant(_expiry(created_at, policy, findings)),
         "model": {
             "arch": arch,
             "files": [{"path": file.path, "sha256": file.sha256, "bytes": file.bytes} for file in files],
@@ -99,6 +92,16 @@ def build_document(
         "limitations": limitations,
     }
     return cast(dict[str, object], plain(document))
+
+
+def _expiry(created_at: datetime.datetime, policy: Policy, findings: Sequence[JudgedFinding]) -> datetime.datetime:
+    """After the policy's days, or with the first waiver that the verdict rests on."""
+    used = {item.fingerprint for item in findings if item.waived_by}
+    days = [w.expires for w in policy.waivers if w.fingerprint in used and w.expires >= created_at.date()]
+    midnights = [
+        datetime.datetime.combine(day + datetime.timedelta(days=1), datetime.time(), datetime.UTC) for day in days
+    ]
+    return min([created_at + datetime.timedelta(days=policy.expires_days), *midnights])
 
 
 def instant(time: datetime.datetime) -> str:
