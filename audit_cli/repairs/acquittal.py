@@ -2,7 +2,9 @@
 
 Where clean models decide (calibration/), a class may be convicted by how readily it is answered under random changes
 (detectors/profile.py). There is no trigger then whose success could be measured again. But the change can: a repaired
-network must answer the class no more readily under it than clean ones do, on images the repair has not seen.
+network must answer the class no more readily under it than clean ones do, on images the repair has not seen. A class
+that a trigger convicts is asked by the trigger: the rise there need not be the trigger's trace, and may outlast it
+(fixtures/results/README.md).
 
 Only under the change. What the class is like on unchanged images is the pivot's, which a repair holds on to, so a
 repaired network stays odd among clean ones, and a rescan is judged by thresholds.
@@ -23,8 +25,10 @@ from audit_cli.types import Context, Finding, TrustedData
 
 def asked_again(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
     """The `convicting` findings that clean models decided and a random change can be asked about again, each with the
-    change."""
-    return [(finding, change) for finding, change in risen(convicting) if finding.p_value is not None]
+    change; of classes that no trigger convicts."""
+    triggered = {finding.target_class for finding in convicting if finding.trigger}
+    told = [(finding, change) for finding, change in risen(convicting) if finding.p_value is not None]
+    return [(finding, change) for finding, change in told if finding.target_class not in triggered]
 
 
 def still_risen(

@@ -11,9 +11,10 @@ import torch
 from toys import noise_data, small
 
 from audit_cli.calibration import Calibration, Clean, Domain
+from audit_cli.inversion.mask import Mask
 from audit_cli.repairs import acquittal
 from audit_cli.repairs.acquittal import still_risen
-from audit_cli.types import Context, Finding
+from audit_cli.types import Context, Finding, Trigger
 
 CPU = Context()
 DATA = noise_data()
@@ -81,6 +82,15 @@ def test_where_no_change_convicted_by_itself_the_one_beside_is_compared(rises: d
     profile = replace(convicting("profile"), beside="profile_reflection")
     assert len(objections(profile, by=calibration())) == 1
     assert objections(profile, convicting("profile_noise"), by=calibration()) == []
+
+
+def test_a_class_that_a_trigger_convicts_is_asked_by_the_trigger(rises: dict[str, float]) -> None:
+    rises["profile_reflection"] = 0.3
+    pattern = Trigger(Mask(), {}, 1, 1.0)
+    triggered = replace(convicting("mask"), trigger=pattern)
+    assert objections(convicting(), triggered, by=calibration()) == []
+    elsewhere = replace(triggered, target_class=2, target_name=DATA.class_names[2])
+    assert len(objections(convicting(), elsewhere, by=calibration())) == 1
 
 
 @pytest.mark.parametrize(("alpha", "by"), [(None, calibration()), (0.05, None)])
