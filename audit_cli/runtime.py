@@ -17,6 +17,10 @@ import torch
 from audit_cli.errors import BudgetExceeded, UsageError
 from audit_cli.types import Progress, Silent
 
+# Ours: bytes above the memory limit at which allocations fail. Native libraries do not look whether a small one did
+# and crash; with this much room it is a large one that fails, and the next check sees the rest.
+HEADROOM = 64 * 2**20
+
 
 class Stopwatch:
     """A Progress that passes everything on and remembers how many seconds each stage took."""
@@ -106,13 +110,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def _data_segment(limit: int | None) -> Iterator[None]:
-    """Lets the process's private memory grow to `limit` bytes at most, while inside (Linux; elsewhere no effect)."""
+    """Lets the process's private memory grow to `limit` bytes and HEADROOM at most, while inside (Linux; elsewhere no
+    effect)."""
     if limit is None or not sys.platform.startswith("linux"):
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
     private = _status("VmData") or 0
-    room = max(0, limit - resident_bytes())
+    room = max(0, limit - resident_bytes()) + HEADROOM
     resource.setrlimit(
         resource.RLIMIT_DATA, (min(private + room, before[1]) if before[1] > 0 else private + room, before[1])
     )

@@ -395,7 +395,7 @@ def test_timeout_ends_the_real_detector(
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of the data segment are Linux's")
 def test_memory_limits_end_inconclusive_and_not_in_a_dead_process(few: Path, tmp_path: Path) -> None:
-    """Under what the imports take, and then a little above it, so that allocations fail in the middle of the work."""
+    """Under what the imports take, and then a little above it, so that memory runs out in the middle of the work."""
     out = tmp_path / "v.json"
     script = f"""
         import json, pathlib, sys
