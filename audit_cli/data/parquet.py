@@ -50,10 +50,8 @@ def _read(file: Any, name: str, per_class: int | None, seed: int, limits: Limits
     for k in range(footer.num_row_groups):
         if footer.row_group(k).total_byte_size > limits.archive_bytes:
             raise DataError(f"{name}: a row group of more than {limits.archive_bytes} bytes; write smaller ones")
-    column, key = (
-        _column(schema, IMAGES, _holds_images, f"{name}: images"),
-        _column(schema, LABELS, _holds_labels, f"{name}: labels"),
-    )
+    column = _column(schema, IMAGES, _holds_images, f"{name}: images")
+    key = _column(schema, LABELS, _holds_labels, f"{name}: labels")
     if column is None or (key is None and not unlabelled):
         what = "image bytes" if column is None else "class indices"
         raise DataError(f"{name}: no column of {what} among {shown(', '.join(schema.names)) or 'none'}; add one")
