@@ -22,7 +22,7 @@ from audit_cli.resources import bundled, violations
 if TYPE_CHECKING:
     from audit_cli.types import Finding
 
-BUNDLED = ("default", "strict")
+BUNDLED = ("default", "strict", "thresholds")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Policy:
 
     @classmethod
     def load(cls, source: str | Path) -> Policy:
-        """`default`, `strict`, a TOML file, or a pyproject.toml with a [tool.audit-cli] table. Raises PolicyError."""
+        """A bundled policy by its name, a TOML file, or a pyproject.toml with a [tool.audit-cli] table. Raises PolicyError."""
         if isinstance(source, str) and source in BUNDLED:
             return _build(_bundled_table(source), source, path=None)
         path = Path(source)
@@ -135,9 +135,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PolicyError(
-            f"cannot read policy {clean(str(path))}: {error.strerror}; pass a TOML file, `default` or `strict`"
-        ) from error
+        named = f"pass a TOML file, or one of {', '.join(BUNDLED)}"
+        raise PolicyError(f"cannot read policy {clean(str(path))}: {error.strerror}; {named}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PolicyError(f"policy {clean(str(path))} is not TOML: {clean(str(error))}") from error
 

@@ -184,6 +184,7 @@ class TestScan:
             TRUSTED,
             detectors=[Says((ORDINARY, replace(ORDINARY, rule_id="BD107", score=0.0, details={"searched": 10})))],
             preprocessing=STATED,
+            policy=Policy.load("thresholds"),
         )
         document = verdict.document
         assert violations(document, "verdict") == []

@@ -27,7 +27,7 @@ def version() -> int:
 
 
 def rules(
-    policy: Annotated[str, typer.Option(help="default, strict or a TOML file.")] = "default",
+    policy: Annotated[str, typer.Option(help="default, strict, thresholds or a TOML file.")] = "default",
     output: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print them.")] = "table",
 ) -> int:
     """List the rules with their severity and threshold under a policy."""

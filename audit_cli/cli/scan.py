@@ -29,7 +29,7 @@ Report = Annotated[list[str] | None, typer.Option(help="FORMAT=FILE: html, markd
 Trusted = Annotated[
     Path, typer.Option("--trusted", "-t", help="Clean labelled images: ImageFolder, .npz, parquet, CIFAR batches.")
 ]
-PolicyOption = Annotated[str | None, typer.Option("--policy", help="default, strict, or a TOML file.")]
+PolicyOption = Annotated[str | None, typer.Option("--policy", help="default, strict, thresholds, or a TOML file.")]
 Arch = Annotated[
     str | None, typer.Option(help="torchvision:NAME, timm:NAME, package.module:factory or file.py:factory.")
 ]

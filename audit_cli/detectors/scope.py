@@ -12,6 +12,7 @@ from audit_cli.report.sanitise import clean
 from audit_cli.types import Finding
 
 DETECTOR = "scope"
+UNCALIBRATED = "BD110"
 
 
 def scope(
@@ -23,11 +24,12 @@ def scope(
     beside = ", ".join(clean(name, 60) for name in unaudited[:3]) + (" …" if len(unaudited) > 3 else "")
     return [
         Finding(
-            "BD110",
+            UNCALIBRATED,
             float(uncalibrated is not None),
             "clean models of this kind have been scored"
             if uncalibrated is None
-            else f"no calibration holds ({uncalibrated}): thresholds are the policy's own",
+            else f"no calibration holds ({uncalibrated}), so nobody knows how often the thresholds fail a clean model; "
+            "calibrate clean models of your own, or accept the thresholds with --policy thresholds",
             DETECTOR,
         ),
         Finding(

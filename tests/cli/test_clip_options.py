@@ -37,6 +37,7 @@ from audit_cli.types import Context, Finding, TrustedData
 FOLDER = bundled("fixtures")
 CLEAN, BACKDOORED, TRUSTED = FOLDER / "clip-clean", FOLDER / "clip-badnets", FOLDER / "digits-trusted.npz"
 ENTRIES: dict[str, dict[str, Any]] = json.loads((FOLDER / "manifest.json").read_text())["clip"]
+BY_THRESHOLDS = ("--policy", "thresholds")  # no calibration covers them
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -64,7 +65,8 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scanned(out: Path, model: Path, *options: str, trusted: Path = TRUSTED) -> dict[str, Any]:
-    assert run(["scan", str(model), "--trusted", str(trusted), "--out", str(out), "--quiet", *options]) == 0
+    arguments = ["scan", str(model), "--trusted", str(trusted), "--out", str(out), "--quiet", *BY_THRESHOLDS]
+    assert run([*arguments, *options]) == 0
     document: dict[str, Any] = json.loads(out.read_text())
     assert violations(document, "verdict") == []
     return document
@@ -148,7 +150,8 @@ def test_labels_are_for_clip_only(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_model_that_passes_is_copied_with_its_tokenizer(tmp_path: Path) -> None:
     out = tmp_path / "out"
     prompt = ["--prompt", "the number {}"]
-    assert run(["repair", str(CLEAN), "--trusted", str(TRUSTED), "--out", str(out), "--quiet", *prompt]) == 0
+    arguments = ["repair", str(CLEAN), "--trusted", str(TRUSTED), "--out", str(out), "--quiet", *BY_THRESHOLDS]
+    assert run([*arguments, *prompt]) == 0
     document = json.loads((out / "verdict.json").read_text())
     assert document["model"]["prompts"]["templates"] == ["the number {}"]
     assert manifest(out)[1] == manifest(CLEAN)[1]
@@ -223,7 +226,8 @@ def test_hostile_folders_import_nothing_and_open_no_socket(tmp_path: Path) -> No
 @pytest.mark.parametrize(("name", "code"), [("clip-clean", 0), ("clip-badnets", 1)])
 def test_the_fixtures_are_told_apart(name: str, code: int, tmp_path: Path) -> None:
     out = tmp_path / "v.json"
-    assert run(["scan", str(FOLDER / name), "--trusted", str(TRUSTED), "--out", str(out), "--quiet"]) == code
+    arguments = ["scan", str(FOLDER / name), "--trusted", str(TRUSTED), "--out", str(out), "--quiet"]
+    assert run([*arguments, *BY_THRESHOLDS]) == code
     guilty = {
         f["target_class"] for f in json.loads(out.read_text())["findings"] if f["rule_id"] == "BD001" and f["fired"]
     }

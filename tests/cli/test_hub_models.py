@@ -24,6 +24,7 @@ from audit_cli.types import Context, Finding, Trigger, TrustedData
 
 MODEL = f"hf:{REPO}"
 STATED = ("--mean", "0", "--std", "1", "--quiet")
+BY_THRESHOLDS = ("--policy", "thresholds")  # stubs have no calibration
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def test_scan_and_verify(
     hub: HubServer, commit: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "v.json"
-    scan = ["scan", f"{MODEL}@main", "--trusted", str(digits), "--out", str(out), *STATED]
+    scan = ["scan", f"{MODEL}@main", "--trusted", str(digits), "--out", str(out), *STATED, *BY_THRESHOLDS]
     assert run(scan) == 2
     assert hub.requests == []
     assert "not in the local cache; pass --allow-download" in capsys.readouterr().err
@@ -96,7 +97,8 @@ def test_scan_and_verify(
 
 def test_repair(hub: HubServer, commit: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "repaired"
-    assert run(["repair", MODEL, "--trusted", str(digits), "--out", str(out), "--allow-download", *STATED]) == 0
+    arguments = ["repair", MODEL, "--trusted", str(digits), "--out", str(out), "--allow-download"]
+    assert run([*arguments, *STATED, *BY_THRESHOLDS]) == 0
     assert capsys.readouterr().out == ""
     assert sorted(path.name for path in out.iterdir()) == ["evidence-before", "model.safetensors", "verdict.json"]
     assert json.loads((out / "verdict.json").read_text())["model"]["source"]["commit"] == commit

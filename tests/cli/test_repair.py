@@ -311,12 +311,12 @@ def written(path: Path, text: str) -> str:
 def test_a_rescan_that_the_policy_calls_inconclusive_ends_the_ladder_so(
     repair: Repair, tmp_path: Path, kept: bool
 ) -> None:
-    policy = written(tmp_path / "p.toml", 'name = "p"\n[rules.BD110]\nseverity = "inconclusive"\n')
+    policy = written(tmp_path / "p.toml", 'name = "p"\n[rules.BD112]\nseverity = "inconclusive"\n')
     rungs = (Rung("first", Marking()), Rung("never", Marking(fail=ValueError())))
     outcome = repair("--policy", policy, *(["--keep-failed"] if kept else []), rungs=rungs)
     assert (outcome.code, len(outcome.weights)) == (3, kept)
     assert outcome.verdict["verdict"] == "INCONCLUSIVE"
-    assert sum("no clean models have been repaired" in reason for reason in outcome.verdict["reasons"]) == 1
+    assert sum("trigger families not searched" in reason for reason in outcome.verdict["reasons"]) == 1
     assert "no backdoor found within scope" not in outcome.verdict["reasons"]
 
 
@@ -397,9 +397,24 @@ def test_of_several_failures_the_one_that_loses_least_is_reported(repair: Repair
     assert left[told["method"]] == max(left.values())
 
 
-def test_a_model_that_passes_is_copied_unchanged(repair: Repair, detector: Stub) -> None:
+def test_no_calibration_is_not_held_against_a_repaired_model(repair: Repair) -> None:
+    """None can hold; what convicted is asked again instead."""
+    verdict = repair().verdict
+    assert verdict["verdict"] == "PASS"
+    assert verdict["calibration"]["in_domain"] is False
+    assert "BD110" not in {finding["rule_id"] for finding in verdict["findings"]}
+
+
+def test_a_model_without_findings_that_no_calibration_covers_is_not_passed(repair: Repair, detector: Stub) -> None:
     detector.before = 1.0
     outcome = repair()
+    assert (outcome.code, outcome.weights) == (3, [])
+    assert outcome.verdict["reasons"][0].startswith("no calibration holds (")
+
+
+def test_a_model_that_passes_is_copied_unchanged(repair: Repair, detector: Stub) -> None:
+    detector.before = 1.0
+    outcome = repair("--policy", "thresholds")
     assert outcome.code == 0
     assert (outcome.out / MODEL.name).read_bytes() == MODEL.read_bytes()
     verdict = outcome.verdict

@@ -114,6 +114,7 @@ def scan(few: Path, tmp_path: Path, detect: object, capsys: pytest.CaptureFixtur
         arguments += ["--out", str(old)] if out else []
         arguments += STATED if stated else []
         arguments += ["--quiet"] if quiet else []
+        arguments += [] if "--policy" in options else ["--policy", "thresholds"]  # stubs have no calibration
         code = run(arguments)
         if not out:
             old.unlink()
@@ -134,6 +135,14 @@ def test_pass(scan: Scan) -> None:
     assert (outcome.out, outcome.error) == ("", "")
     assert outcome.verdict["coverage"] == {"classes": 10, "searched": 10, "trigger_families": ["mask"]}
     assert outcome.verdict["model"]["preprocessing"]["source"] == "command line"
+
+
+def test_a_model_that_no_calibration_covers_is_not_passed_by_default(scan: Scan) -> None:
+    outcome = scan("--policy", "default")
+    assert (outcome.code, outcome.verdict["verdict"]) == (3, "INCONCLUSIVE")
+    (reason,) = outcome.verdict["reasons"]
+    assert reason.startswith("no calibration holds (")
+    assert "accept the thresholds with --policy thresholds (BD110" in reason
 
 
 def test_fail_names_the_target_and_shows_evidence(scan: Scan, detect: Callable[..., None]) -> None:
@@ -679,7 +688,7 @@ def test_auto_tries_normalisations_against_the_config(few: Path, tmp_path: Path,
     config |= {"image_processor_type": "ViTImageProcessor", "do_resize": False}
     (folder / "preprocessor_config.json").write_text(json.dumps(config))
     out = tmp_path / "v.json"
-    arguments = ["scan", str(folder), "-t", str(few), "-q", "-o", str(out)]
+    arguments = ["scan", str(folder), "-t", str(few), "-q", "-o", str(out), "--policy", "thresholds"]
     assert run(arguments) == 3
     assert run([*arguments, "--preprocess", "auto"]) == 0
     assert json.loads(out.read_text())["model"]["preprocessing"]["source"].startswith("auto")

@@ -9,7 +9,7 @@ import pytest
 
 from audit_cli.cli import run
 from audit_cli.errors import PolicyError
-from audit_cli.policy import Policy
+from audit_cli.policy import BUNDLED, Policy
 from audit_cli.resources import bundled, rule_pages, schema
 
 WAIVER = """
@@ -35,10 +35,20 @@ class TestBundled:
         assert default.rules["BD001"].severity == "fail"
         assert default.rules.keys() == strict.rules.keys()
         assert strict.min_images > default.min_images
-        assert strict.rules["BD110"].severity == "inconclusive"
-        assert default.rules["BD110"].severity == "note"
+        assert strict.rules["BD112"].severity == "inconclusive"
+        assert default.rules["BD112"].severity == "note"
         assert default.sha256 != strict.sha256
         assert default.path is None
+
+    def test_only_thresholds_passes_a_model_that_no_calibration_covers(self) -> None:
+        severities = {name: Policy.load(name).rules["BD110"].severity for name in BUNDLED}
+        assert severities == {"default": "inconclusive", "strict": "inconclusive", "thresholds": "note"}
+        default, thresholds = (Policy.load(name).table for name in ("default", "thresholds"))
+        assert {key for key in thresholds if thresholds[key] != default.get(key)} == {"name", "extends", "rules"}
+        assert [key for key, rule in thresholds["rules"].items() if rule != default["rules"][key]] == ["BD110"]
+
+    def test_every_bundled_policy_is_listed(self) -> None:
+        assert {path.stem for path in bundled("rules").glob("*.toml")} == set(BUNDLED)
 
     def test_schema_pages_and_default_policy_know_the_same_rules(self) -> None:
         in_schema = schema("policy")["properties"]["rules"]["propertyNames"]["enum"]
@@ -128,8 +138,8 @@ class TestFile:
             ("[budget]\ntimeout = 0", "budget.timeout"),
             ("[repair]\nmax_drop = 2", "repair.max_drop"),
             ("rules = 3", "rules"),
-            ("extends = 'lax'", "extends one of default, strict"),
-            ("extends = ['default']", "extends one of default, strict"),
+            ("extends = 'lax'", "extends one of default, strict, thresholds"),
+            ("extends = ['default']", "extends one of default, strict, thresholds"),
             ("name = ''", "name"),
             ("name = ", "is not TOML"),
             ("name = 'a'\nname = 'b'", "is not TOML"),
