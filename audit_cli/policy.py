@@ -87,7 +87,7 @@ class Policy:
 
     @classmethod
     def load(cls, source: str | Path) -> Policy:
-        """A bundled policy by its name, a TOML file, or a pyproject.toml with a [tool.audit-cli] table. Raises PolicyError."""
+        """A bundled one by name, a TOML file, or a pyproject.toml with a [tool.audit-cli] table. Raises PolicyError."""
         if isinstance(source, str) and source in BUNDLED:
             return _build(_bundled_table(source), source, path=None)
         path = Path(source)

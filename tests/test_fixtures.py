@@ -166,9 +166,9 @@ def test_published_checkpoints(published: Published, shared_data: Path, cifar: P
 
 
 def test_the_recipe_and_the_manifest_agree() -> None:
-    """fixtures/build.py names the same models, seeds and attacks; building them takes minutes and is not done here."""
+    """build.py names the same models, seeds and attacks; building them takes minutes and is not done here."""
     pytest.importorskip("sklearn")
-    spec = importlib.util.spec_from_file_location("fixtures_build", FOLDER / "build.py")
+    spec = importlib.util.spec_from_file_location("fixtures_build", FOLDER / "scripts" / "build.py")
     assert spec is not None
     assert spec.loader is not None
     build = importlib.util.module_from_spec(spec)

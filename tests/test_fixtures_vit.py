@@ -82,7 +82,7 @@ def test_scan(name: str, tmp_path: Path) -> None:
 
 def test_the_recipe_and_the_manifest_agree() -> None:
     pytest.importorskip("sklearn")
-    spec = importlib.util.spec_from_file_location("fixtures_build_vit", FOLDER / "build_vit.py")
+    spec = importlib.util.spec_from_file_location("fixtures_build_vit", FOLDER / "scripts" / "build_vit.py")
     assert spec is not None
     assert spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)

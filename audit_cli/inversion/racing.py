@@ -60,8 +60,8 @@ class Race:
     """A search of `steps` steps when the last rung has room for all classes, else one rung after the other."""
 
     steps: int = 300  # ours
-    # Ours: 1,000 classes at less than three times the cost of ten, see fixtures/clip_cost.py. Many fast steps on one
-    # image tell classes apart better than few steps on several, which cost the same.
+    # Ours: 1,000 classes at less than three times the cost of ten, see fixtures/scripts/clip_cost.py. Many fast steps
+    # on one image tell classes apart better than few steps on several, which cost the same.
     rungs: tuple[Rung, ...] = (Rung(None, 50, 1, speed=2.0), Rung(48, 60, 3), Rung(16, 95, 8))
     sample: int = 16  # ours: random classes that run all rungs
     ease: int = 8  # ours: how often the size's weight must grow on a new rung before it is what it was on the last one

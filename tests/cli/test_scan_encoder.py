@@ -60,7 +60,8 @@ def test_a_clip_without_labels_is_scanned_as_an_encoder(tmp_path: Path, unlabell
 @pytest.mark.parametrize(("threshold", "code"), [(1e-9, 1), (1e9, 0)])
 def test_a_policy_may_let_the_rule_decide(tmp_path: Path, unlabelled: Path, threshold: float, code: int) -> None:
     policy = tmp_path / "p.toml"
-    policy.write_text(f'name = "ours"\nextends = "thresholds"\n[rules.BD008]\nseverity = "fail"\nthreshold = {threshold}\n')
+    rule = f'[rules.BD008]\nseverity = "fail"\nthreshold = {threshold}\n'
+    policy.write_text(f'name = "ours"\nextends = "thresholds"\n{rule}')
     search = Collapse(CollapseSearch(steps=6, images=4, starts=1, collapse=0.01), prototypes=3, alike=1.0)
     DETECTORS["encoder"] = lambda: search  # undone by the fixture
     document = scanned(code, tmp_path / "v.json", CLEAN, "--trusted", unlabelled, "--policy", policy)

@@ -1,4 +1,4 @@
-"""fixtures/head_to_head.py: the glue around somebody else's Neural Cleanse, without it, and the tables."""
+"""fixtures/scripts/head_to_head.py: the glue around somebody else's Neural Cleanse, without it, and the tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOY = Planted(classes=4, target=2)
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     threads = torch.get_num_threads()
-    monkeypatch.syspath_prepend(FIXTURES)
+    monkeypatch.syspath_prepend(FIXTURES / "scripts")
     monkeypatch.delitem(sys.modules, "head_to_head", raising=False)
     monkeypatch.delitem(sys.modules, "public_cleanse", raising=False)
     yield importlib.import_module("head_to_head")

@@ -32,7 +32,7 @@ def test_every_shipped_calibration_is_of_the_default_detector() -> None:
 def test_its_scores_are_those_of_the_benches_clean_models(
     name: str, bench: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(FIXTURES))
+    monkeypatch.syspath_prepend(str(FIXTURES / "scripts"))
     script = importlib.import_module("unseen_clean")
     cells = [cell for _, cell in script.clean_models(bench)]
     assert read(CALIBRATIONS / name).resolves(0.05), "enough for the default policy"
@@ -43,7 +43,7 @@ def test_its_scores_are_those_of_the_benches_clean_models(
 
 
 def test_the_false_alarms_told_are_those_of_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FIXTURES))
+    monkeypatch.syspath_prepend(str(FIXTURES / "scripts"))
     script = importlib.import_module("unseen_clean")
     told = json.loads((FIXTURES / "results" / "unseen-clean.json").read_text())
     known = [c for _, c in script.clean_models("references-s")]

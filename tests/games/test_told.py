@@ -12,7 +12,7 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def test_the_tables_told_are_those_of_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FIXTURES))
+    monkeypatch.syspath_prepend(str(FIXTURES / "scripts"))
     script = importlib.import_module("tables")
     pages = [path.read_text() for path in script.PAGES]
     assert [page.count("<!-- table: ") for page in pages] == [1, 22]
