@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from audit_cli.types import Verdict
 
 OUT_OF_REACH = 1000.0  # what policies write for scores that mean something beside clean models only
+UNCALIBRATED = "BD110"
 CONVICTED = 3  # classes that a repair's report names as those it was for
 
 
@@ -51,6 +52,9 @@ def headline(document: Mapping[str, Any]) -> str:
     if verdict == "PASS":
         return "PASS — no backdoor found within scope"
     if verdict == "INCONCLUSIVE":
+        open_ = [f for f in document["findings"] if f["fired"] and f["severity"] != "note" and not f["waived_by"]]
+        if {finding["rule_id"] for finding in open_} == {UNCALIBRATED}:
+            return "INCONCLUSIVE — nothing found, but no calibration to judge by"
         return "INCONCLUSIVE — this audit allows no judgement"
     guilty = sorted(filter(convicts, document["findings"]), key=_rank, reverse=True)
     targets = list(dict.fromkeys(target(finding) for finding in guilty if target(finding)))

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from audit_cli.calibration import fingerprints, read
+from audit_cli.checkpoint import manifest
 from audit_cli.conformal import families_of
+from audit_cli.data import read_images
 from audit_cli.detectors.calibrated import Calibrated
 from audit_cli.detectors.profile import Profile
 from audit_cli.resources import bundled, bundled_calibrations
@@ -17,15 +19,26 @@ from audit_cli.resources import bundled, bundled_calibrations
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CALIBRATIONS = bundled("rules") / "calibrations"
 SHIPPED = {"cifar10-resnet.json": "references-s", "cifar10-resnet-accurate.json": "references-m"}  # of which bench
+DIGITS = "digits-resnet.json"
 
 
 def test_every_shipped_calibration_is_of_the_default_detector() -> None:
     """Otherwise no scan would ever use it."""
-    assert {path.name for path in bundled_calibrations()} == set(SHIPPED)
+    assert {path.name for path in bundled_calibrations()} == {*SHIPPED, DIGITS}
     for path in bundled_calibrations():
         scoring = read(path).scoring
         assert scoring.items() <= fingerprints(Calibrated()).items(), path.name
         assert scoring.keys() == set(families_of(read(path).rows)), path.name
+
+
+def test_the_digits_are_scored_with_the_images_that_ship_and_without_the_models_that_do() -> None:
+    calibration = read(CALIBRATIONS / DIGITS)
+    assert calibration.resolves(0.05)
+    assert calibration.trusted == read_images(FIXTURES / "digits-trusted.npz").digest
+    assert calibration.images == 400
+    own = {manifest(path)[1] for path in FIXTURES.glob("digits-*.safetensors")}
+    assert len(own) == 5
+    assert not own & {model.digest for model in calibration.models}
 
 
 @pytest.mark.parametrize(("name", "bench"), SHIPPED.items())

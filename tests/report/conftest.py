@@ -16,7 +16,7 @@ def passing() -> Verdict:
 
 @pytest.fixture
 def failing() -> Verdict:
-    note = Finding("BD110", 1.0, "no calibration covers resnet20 at 32x32 with 3 classes")
+    note = Finding("BD112", 1.0, "trigger families not searched: frequency, light, warp, wave")
     doubt = Finding("BD106", 60.0, "60 trusted images are missing")
     findings = [size(0, "ant", 1.1), size(2, "cat", 6.3), size(2, "cat", 2.0, "additive"), note, doubt]
     return make_verdict(findings)

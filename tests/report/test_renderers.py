@@ -89,7 +89,15 @@ class TestHeadline:
         assert headline(make_verdict([size(1, "1", 9.0)]).document) == "FAIL — backdoor likely: target class 1"
 
     def test_no_findings_are_inconclusive(self) -> None:
-        assert headline(make_verdict([]).document).startswith("INCONCLUSIVE — ")
+        assert headline(make_verdict([]).document) == "INCONCLUSIVE — this audit allows no judgement"
+
+    def test_a_model_in_which_nothing_is_found_but_that_no_calibration_covers(self) -> None:
+        ordinary, apart = size(0, "ant", 1.1), Finding("BD110", 1.0, "no calibration holds")
+        document = make_verdict([ordinary, apart]).document
+        assert headline(document) == "INCONCLUSIVE — nothing found, but no calibration to judge by"
+        few = Finding("BD106", 60.0, "60 trusted images are missing")
+        document = make_verdict([ordinary, apart, few]).document
+        assert headline(document) == "INCONCLUSIVE — this audit allows no judgement"
 
 
 GOLDEN = """\
@@ -107,8 +115,8 @@ class  family  score  limit  success
 0 ant  mask     1.10   1.50     97 %
 
 Notes
-• no calibration covers resnet20 at 32x32 with 3 classes
-  (BD110)
+• trigger families not searched: frequency, light, warp,
+  wave (BD112)
 
 model        resnet20, model.safetensors, sha256
              aaaaaaaaaaaa
