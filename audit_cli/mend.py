@@ -173,7 +173,7 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     for k, rung in enumerate(ladder, start=1):
         context = replace(case.context, seed=case.context.seed + 1_000 * k)
         curve = Trajectory(pivot, case.holdout, context)
-        repair = told(rung.repair, case.convicting, case.subject.trusted.class_names)
+        repair = told(rung.repair, case.convicting, case.subject.trusted.class_names, case.compared)
         if isinstance(repair, Unlearning):
             surveyed = surveyed or repair.survey(pivot, case.fit, context)
             repair = replace(repair, surveyed=surveyed)

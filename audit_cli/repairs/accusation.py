@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from audit_cli.calibration import named
@@ -38,15 +38,26 @@ FEW_ROUNDS = 2  # ours: of masks from one known class; one leaves more, five cos
 PATCH = 2.0
 
 
-def told(repair: WatchedRepair, convicting: Sequence[Finding], names: Sequence[str] = ()) -> WatchedRepair:
+def by_clean_models(finding: Finding) -> bool:
+    """Does it convict beside clean models only? So it seems where no threshold is known."""
+    return finding.p_value is not None
+
+
+def told(
+    repair: WatchedRepair,
+    convicting: Sequence[Finding],
+    names: Sequence[str] = (),
+    compared: Callable[[Finding], bool] = by_clean_models,
+) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
-    anew, on the images it may use. names: of the classes, in which a finding tells the source that is unusual."""
+    anew, on the images it may use. names: of the classes, in which a finding tells the source that is unusual.
+    compared: does a finding convict beside clean models only, under its threshold?"""
     if not isinstance(repair, Unlearning):
         return repair
     convicting = heard(convicting)
     triggered = [finding for finding in convicting if finding.trigger]
     kinds = {} if triggered else _kinds(convicting)
-    speaking = certain(firm(convicting))
+    speaking = certain(firm(convicting, compared))
     repair = replace(
         repair,
         accused=frozenset(_accused(repair, speaking, kinds)),
@@ -85,13 +96,18 @@ def plain(convicting: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in convicting if not (_of_pair(finding) and finding.target_class in plainer)]
 
 
-def firm(convicting: Sequence[Finding]) -> list[Finding]:
+def firm(convicting: Sequence[Finding], compared: Callable[[Finding], bool] = by_clean_models) -> list[Finding]:
     """Where a trigger convicts by its threshold, without what convicts its class only beside clean models: that is
     ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
-    another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
-    telling: there the other families leave less."""
+    another (development). But features over their threshold speak, since the rescan has thresholds: a bundled BadNets
+    was refused on every rung for them, with .6 % of its trigger left. A trigger that itself convicts only beside clean
+    models, like Adaptive Blend's, is not so telling: there the other families leave less."""
     firmly = {finding.target_class for finding in convicting if finding.trigger and finding.p_value is None}
-    return [f for f in convicting if f.target_class not in firmly or f.p_value is None]
+
+    def silent(finding: Finding) -> bool:
+        return finding.p_value is not None if finding.trigger else compared(finding)
+
+    return [f for f in convicting if f.target_class not in firmly or not silent(f)]
 
 
 def certain(convicting: Sequence[Finding]) -> list[Finding]:

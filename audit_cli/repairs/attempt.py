@@ -60,12 +60,14 @@ class Case:
         """Is anything that convicted the pivot looked at again? A trigger is, what a random change shows, and what a
         threshold would convict, since the rescan has thresholds."""
         convicting = self.convicting
-        by_threshold = [f for f in convicting if f.p_value is None or self._over(f)]
+        by_threshold = [f for f in convicting if not self.compared(f)]
         return bool(self.triggers or by_threshold or asked_again(convicting))
 
-    def _over(self, finding: Finding) -> bool:
+    def compared(self, finding: Finding) -> bool:
+        """Does this finding, which convicts, do so beside clean models only, under its threshold?"""
         rule = self.policy.rules.get(finding.rule_id)
-        return rule is not None and finding.score >= rule.limit(finding.family)
+        over = rule is not None and finding.score >= rule.limit(finding.family)
+        return finding.p_value is not None and not over
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.wave import Wave
-from audit_cli.repairs.accusation import DOSE, heard, recovered, risen, together, told
+from audit_cli.repairs.accusation import DOSE, firm, heard, recovered, risen, together, told
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.types import Finding, Trigger
 
@@ -145,12 +145,31 @@ def test_where_a_trigger_convicts_by_its_threshold_comparisons_add_nothing_to_it
     elsewhere = replace(pattern, target_class=2, trigger=Trigger(Additive(), {}, 2, 1.0))
     unlearning = Unlearning(families=(Mask(), Additive()))
     twice = replace(elsewhere, family="profile", trigger=None)
-    firm = told(unlearning, [by_threshold, features, pattern, elsewhere, twice])
+    firmly = told(unlearning, [by_threshold, features, pattern, elsewhere, twice])
     compared = told(unlearning, [pattern, features])
-    assert isinstance(firm, Unlearning)
+    assert isinstance(firmly, Unlearning)
     assert isinstance(compared, Unlearning)
-    assert (firm.accused, firm.persuaded) == ({("mask", 6), ("mask", 2), ("additive", 2)}, False)
+    assert (firmly.accused, firmly.persuaded) == ({("mask", 6), ("mask", 2), ("additive", 2)}, False)
     assert (compared.accused, compared.persuaded) == ({("mask", 6), ("additive", 6)}, True)
+
+
+def test_features_over_their_threshold_speak_beside_a_trigger_that_is_over_its_own() -> None:
+    """The rescan has thresholds, too: what they convict must be taught."""
+    mask = Finding("BD001", 8.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    features = Finding("BD001", 1.4, "", family="features", target_class=6, p_value=0.04)
+    pattern = replace(mask, score=2.2, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0), p_value=0.04)
+
+    def persuaded(limit: float) -> bool:
+        def compared(finding: Finding) -> bool:
+            return finding.p_value is not None and finding.score < limit
+
+        repair = told(Unlearning(families=(Mask(), Additive())), [mask, features], (), compared)
+        assert isinstance(repair, Unlearning)
+        return repair.persuaded
+
+    assert persuaded(1.2)
+    assert not persuaded(1.5)
+    assert firm([mask, pattern], lambda finding: False) == [mask], "a pattern is taught by nothing else"
 
 
 PAIR = Finding("BD001", 1.3, "", family="source_mask", target_class=6, trigger=Trigger(SourceMask(), {}, 6, 1.0, 2))
