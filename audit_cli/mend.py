@@ -27,7 +27,7 @@ from audit_cli.judgement import judge
 from audit_cli.metrics import cda, classes_of, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
-from audit_cli.repairs.accusation import told
+from audit_cli.repairs.accusation import by_clean_models, told
 from audit_cli.repairs.acquittal import still_risen
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
 from audit_cli.repairs.drift import layer_normalised
@@ -164,7 +164,8 @@ def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
 
 def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     """Attempts in order, the last one being the first that passes, where one does, or the first of which it cannot be
-    told: a stronger repair would not change that."""
+    told: a stronger repair would not change that. Once a rescan has failed one, what is over its threshold in the pivot
+    is taught as well, since the rescan has thresholds; at once it costs more than it brings beside a patch."""
     attempts: list[Attempt] = []
     wholes: list[tuple[Attempt, Context]] = []
     pivot = case.subject.classifier
@@ -173,7 +174,8 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     for k, rung in enumerate(ladder, start=1):
         context = replace(case.context, seed=case.context.seed + 1_000 * k)
         curve = Trajectory(pivot, case.holdout, context)
-        repair = told(rung.repair, case.convicting, case.subject.trusted.class_names, case.compared)
+        compared = case.compared if any(attempt.findings for attempt in attempts) else by_clean_models
+        repair = told(rung.repair, case.convicting, case.subject.trusted.class_names, compared)
         if isinstance(repair, Unlearning):
             surveyed = surveyed or repair.survey(pivot, case.fit, context)
             repair = replace(repair, surveyed=surveyed)

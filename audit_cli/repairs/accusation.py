@@ -39,7 +39,7 @@ PATCH = 2.0
 
 
 def by_clean_models(finding: Finding) -> bool:
-    """Does it convict beside clean models only? So it seems where no threshold is known."""
+    """Have clean models decided? The score may be over its threshold as well."""
     return finding.p_value is not None
 
 
@@ -51,7 +51,7 @@ def told(
 ) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
     anew, on the images it may use. names: of the classes, in which a finding tells the source that is unusual.
-    compared: does a finding convict beside clean models only, under its threshold?"""
+    compared: does a finding convict beside clean models only?"""
     if not isinstance(repair, Unlearning):
         return repair
     convicting = heard(convicting)
@@ -99,15 +99,10 @@ def plain(convicting: Sequence[Finding]) -> list[Finding]:
 def firm(convicting: Sequence[Finding], compared: Callable[[Finding], bool] = by_clean_models) -> list[Finding]:
     """Where a trigger convicts by its threshold, without what convicts its class only beside clean models: that is
     ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
-    another (development). But features over their threshold speak, since the rescan has thresholds: a bundled BadNets
-    was refused on every rung for them, with .6 % of its trigger left. A trigger that itself convicts only beside clean
-    models, like Adaptive Blend's, is not so telling: there the other families leave less."""
+    another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
+    telling: there the other families leave less."""
     firmly = {finding.target_class for finding in convicting if finding.trigger and finding.p_value is None}
-
-    def silent(finding: Finding) -> bool:
-        return finding.p_value is not None if finding.trigger else compared(finding)
-
-    return [f for f in convicting if f.target_class not in firmly or not silent(f)]
+    return [f for f in convicting if f.target_class not in firmly or not compared(f)]
 
 
 def certain(convicting: Sequence[Finding]) -> list[Finding]:

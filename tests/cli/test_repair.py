@@ -160,6 +160,23 @@ def test_unlearning_is_told_what_the_scan_convicted_and_surveys_once(
     assert not any(u.persuaded for u in seen)
 
 
+@pytest.mark.parametrize(("first", "silent"), [(Marking(mark=0.0), [True, False]), (Marking(damage=4.0), [True, True])])
+def test_once_a_rescan_has_failed_a_rung_what_is_over_its_threshold_is_taught(
+    repair: Repair, monkeypatch: pytest.MonkeyPatch, first: Marking, silent: list[bool]
+) -> None:
+    """Not where accuracy alone spoke against it."""
+    over = Finding("BD001", 9.0, "", family="mask", target_class=3, p_value=0.04)
+    seen: list[bool] = []
+
+    def told(rung: Marking, convicting: object, names: object, compared: Callable[[Finding], bool]) -> Marking:
+        seen.append(compared(over))
+        return rung
+
+    monkeypatch.setattr(mend, "told", told)
+    assert repair(rungs=(Rung("first", first), Rung("marking", Marking()))).code == 0
+    assert seen == silent
+
+
 def test_a_repair_that_passes(repair: Repair, detector: Stub) -> None:
     outcome = repair()
     assert outcome.code == 0

@@ -153,23 +153,19 @@ def test_where_a_trigger_convicts_by_its_threshold_comparisons_add_nothing_to_it
     assert (compared.accused, compared.persuaded) == ({("mask", 6), ("additive", 6)}, True)
 
 
-def test_features_over_their_threshold_speak_beside_a_trigger_that_is_over_its_own() -> None:
-    """The rescan has thresholds, too: what they convict must be taught."""
+def test_what_is_over_its_threshold_speaks_where_that_counts() -> None:
     mask = Finding("BD001", 8.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
     features = Finding("BD001", 1.4, "", family="features", target_class=6, p_value=0.04)
     pattern = replace(mask, score=2.2, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0), p_value=0.04)
 
-    def persuaded(limit: float) -> bool:
-        def compared(finding: Finding) -> bool:
-            return finding.p_value is not None and finding.score < limit
+    def compared(finding: Finding) -> bool:
+        return finding.p_value is not None and finding.score < 1.5
 
-        repair = told(Unlearning(families=(Mask(), Additive())), [mask, features], (), compared)
-        assert isinstance(repair, Unlearning)
-        return repair.persuaded
-
-    assert persuaded(1.2)
-    assert not persuaded(1.5)
-    assert firm([mask, pattern], lambda finding: False) == [mask], "a pattern is taught by nothing else"
+    assert firm([mask, features, pattern]) == [mask]
+    assert firm([mask, features, pattern], compared) == [mask, pattern]
+    repair = told(Unlearning(families=(Mask(), Additive())), [mask, features, pattern], (), compared)
+    assert isinstance(repair, Unlearning)
+    assert (repair.accused, repair.persuaded) == ({("mask", 6), ("additive", 6)}, False)
 
 
 PAIR = Finding("BD001", 1.3, "", family="source_mask", target_class=6, trigger=Trigger(SourceMask(), {}, 6, 1.0, 2))
