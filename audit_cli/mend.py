@@ -165,17 +165,19 @@ def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
 def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
     """Attempts in order, the last one being the first that passes, where one does, or the first of which it cannot be
     told: a stronger repair would not change that. Once a rescan has failed one, what is over its threshold in the pivot
-    is taught as well, since the rescan has thresholds; at once it costs more than it brings beside a patch."""
+    is taught as well, on the same rung again: the rescan has thresholds. At once it costs more than it brings beside a
+    patch."""
     attempts: list[Attempt] = []
     wholes: list[tuple[Attempt, Context]] = []
-    pivot = case.subject.classifier
+    pivot, names = case.subject.classifier, case.subject.trusted.class_names
     at_once = () if layer_normalised(pivot) else SLIGHTLY
     surveyed: Survey | None = None
-    for k, rung in enumerate(ladder, start=1):
-        context = replace(case.context, seed=case.context.seed + 1_000 * k)
+    rungs, silent = list(ladder), by_clean_models
+    while rungs:
+        rung = rungs.pop(0)
+        context = replace(case.context, seed=case.context.seed + 1_000 * (len(wholes) + 1))
         curve = Trajectory(pivot, case.holdout, context)
-        compared = case.compared if any(attempt.findings for attempt in attempts) else by_clean_models
-        repair = told(rung.repair, case.convicting, case.subject.trusted.class_names, compared)
+        repair = taught = told(rung.repair, case.convicting, names, silent)
         if isinstance(repair, Unlearning):
             surveyed = surveyed or repair.survey(pivot, case.fit, context)
             repair = replace(repair, surveyed=surveyed)
@@ -185,6 +187,10 @@ def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
         attempts += taken_back(case, *wholes[-1], at_once)
         if attempts[-1].verdict != "FAIL":
             return attempts
+        if attempts[-1].findings and silent is by_clean_models:
+            silent = case.compared
+            if told(rung.repair, case.convicting, names, silent) != taught:
+                rungs.insert(0, replace(rung, name=f"{rung.name}, heeding thresholds"))
     for whole, context in [] if layer_normalised(pivot) else wholes:
         attempts += taken_back(case, whole, context, FURTHER)[1:]
         if attempts[-1].verdict != "FAIL":

@@ -160,20 +160,35 @@ def test_unlearning_is_told_what_the_scan_convicted_and_surveys_once(
     assert not any(u.persuaded for u in seen)
 
 
-@pytest.mark.parametrize(("first", "silent"), [(Marking(mark=0.0), [True, False]), (Marking(damage=4.0), [True, True])])
+@pytest.mark.parametrize(
+    ("first", "other", "rungs", "silent"),
+    [
+        (Marking(mark=0.0), Marking(), ["first", "first, heeding thresholds"], [True, False, False]),
+        (Marking(mark=0.0), Marking(mark=0.0), ["first", "second"], [True, False, False]),
+        (Marking(damage=4.0), Marking(), ["first", "second"], [True, True]),
+    ],
+)
 def test_once_a_rescan_has_failed_a_rung_what_is_over_its_threshold_is_taught(
-    repair: Repair, monkeypatch: pytest.MonkeyPatch, first: Marking, silent: list[bool]
+    repair: Repair,
+    monkeypatch: pytest.MonkeyPatch,
+    first: Marking,
+    other: Marking,
+    rungs: list[str],
+    silent: list[bool],
 ) -> None:
-    """Not where accuracy alone spoke against it."""
+    """On the same rung where that makes a difference; not where accuracy alone spoke against it."""
     over = Finding("BD001", 9.0, "", family="mask", target_class=3, p_value=0.04)
     seen: list[bool] = []
 
     def told(rung: Marking, convicting: object, names: object, compared: Callable[[Finding], bool]) -> Marking:
         seen.append(compared(over))
-        return rung
+        return rung if seen[-1] or rung != first else other
 
     monkeypatch.setattr(mend, "told", told)
-    assert repair(rungs=(Rung("first", first), Rung("marking", Marking()))).code == 0
+    outcome = repair(rungs=(Rung("first", first), Rung("second", Marking())))
+    assert outcome.code == 0
+    tried = [attempt["method"] for attempt in outcome.verdict["repair"]["attempts"]]
+    assert [method for method in tried if "of the way" not in method] == rungs
     assert seen == silent
 
 
