@@ -237,7 +237,7 @@ CODES: list[tuple[Callable[[], BaseException], int]] = [
     (lambda: SystemExit(1), 4),
 ]
 STAGES = {  # stage -> what is made to fail there
-    "the policy": "audit_cli.policy.Policy.find",
+    "the policy": "audit_cli.policy.Policy.load",
     "opening the checkpoint": "audit_cli.audit.open_checkpoint",
     "copying a file": "audit_cli.checkpoint.opened.take",
     "building the network": "audit_cli.models.build",
