@@ -100,7 +100,7 @@ def firm(convicting: Sequence[Finding], compared: Callable[[Finding], bool] = by
     """Where a trigger convicts by its threshold, without what convicts its class only beside clean models: that is
     ordinary by itself, and to teach it, or the head, costs accuracy; of three patches it left less of one, and more of
     another (development). A trigger that itself convicts only beside clean models, like Adaptive Blend's, is not so
-    telling: there the other families leave less."""
+    telling: there the other families leave less. compared: as in `told`."""
     firmly = {finding.target_class for finding in convicting if finding.trigger and finding.p_value is None}
     return [f for f in convicting if f.target_class not in firmly or not compared(f)]
 
