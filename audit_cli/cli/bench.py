@@ -30,6 +30,7 @@ Results = Annotated[Path, typer.Option("--results", help="Folder for the cells: 
 Cache = Annotated[Path, typer.Option(help="Folder for trained victims, shared by all benches.")]
 PartOption = Annotated[str, typer.Option(help="NUMBER/OF: play only this part of the cells.")]
 Only = Annotated[list[str] | None, typer.Option("--attack", help="Play only these attacks, `clean` among them.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Play only victims of these seeds.")]
 Method = Annotated[list[str] | None, typer.Option(help="Play only these of the bench's detectors or repairs.")]
 TimeBudget = Annotated[str | None, typer.Option(help="Stop after so long, such as 25m; the next run goes on.")]
 
@@ -41,6 +42,7 @@ def zoo(
     cache: Cache = Path("bench-cache"),
     part: PartOption = "1/1",
     attack: Only = None,
+    seed: Seeds = None,
     time_budget: TimeBudget = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -54,7 +56,7 @@ def zoo(
         return [Cell(r.name, lambda r=r: zoo.victim(r).facts()) for r in recipes]  # type: ignore[misc]
 
     return _play(
-        "zoo", cells, config, data, results, cache, part, attack, time_budget, device, dtype, max_memory, quiet
+        "zoo", cells, config, data, results, cache, part, attack, seed, time_budget, device, dtype, max_memory, quiet
     )
 
 
@@ -65,6 +67,7 @@ def detectability(
     cache: Cache = Path("bench-cache"),
     part: PartOption = "1/1",
     attack: Only = None,
+    seed: Seeds = None,
     method: Method = None,
     time_budget: TimeBudget = None,
     device: Device = "auto",
@@ -88,6 +91,7 @@ def detectability(
         cache,
         part,
         attack,
+        seed,
         time_budget,
         device,
         dtype,
@@ -103,6 +107,7 @@ def robustness(
     cache: Cache = Path("bench-cache"),
     part: PartOption = "1/1",
     attack: Only = None,
+    seed: Seeds = None,
     method: Method = None,
     time_budget: TimeBudget = None,
     device: Device = "auto",
@@ -121,7 +126,20 @@ def robustness(
         return game(zoo, chosen, methods, bench.settings)
 
     return _play(
-        "robustness", cells, config, data, results, cache, part, attack, time_budget, device, dtype, max_memory, quiet
+        "robustness",
+        cells,
+        config,
+        data,
+        results,
+        cache,
+        part,
+        attack,
+        seed,
+        time_budget,
+        device,
+        dtype,
+        max_memory,
+        quiet,
     )
 
 
@@ -142,7 +160,8 @@ def _play(
     results: Path,
     cache: Path,
     part: str,
-    only: list[str] | None,
+    attacks: list[str] | None,
+    seeds: list[int] | None,
     time_budget: str | None,
     device: str,
     dtype: str,
@@ -162,9 +181,13 @@ def _play(
     seconds = None if time_budget is None else _seconds(time_budget)
     with _context(device, dtype, bench.seed, seconds, max_memory, quiet) as context:
         material = Zoo(cache, read_data(data, bench), context)
-        wanted = [r for r in recipes(bench, material.data) if not only or r.attack in only]
+        wanted = [r for r in recipes(bench, material.data) if not attacks or r.attack in attacks]
         if not wanted:
-            raise UsageError(f"--attack {clean(' '.join(only or []), 60)}: the bench has no such population")
+            raise UsageError(f"--attack {clean(' '.join(attacks or []), 60)}: the bench has no such population")
+        wanted = [r for r in wanted if not seeds or r.seed in seeds]
+        if not wanted:
+            given = " ".join(map(str, seeds or []))
+            raise UsageError(f"--seed {given}: the bench has no such victim; its seeds begin with {bench.seed}")
         rehearse(wanted, material)
         about: dict[str, object] = {"tier": bench.tier, "bench": bench.name}
 

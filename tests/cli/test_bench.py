@@ -94,6 +94,14 @@ def test_only_some_attacks(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "no such population" in capsys.readouterr().err
 
 
+def test_only_some_seeds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words(here, "zoo", "--seed", "1")) == 0
+    assert {row["attack"]: row["victims"] for row in table(here, capsys)["attacks"]} == {"clean": 1, "badnets": 1}
+    assert all("-s1-" in path.name for path in (here / "results" / "tiny" / "zoo").iterdir())
+    assert run(words(here, "zoo", "--seed", "99")) == 2
+    assert "--seed 99: the bench has no such victim; its seeds begin with 0" in capsys.readouterr().err
+
+
 def test_a_time_budget_ends_with_3_and_the_next_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words(here, "zoo", "--time-budget", "0.05s")) == 3
     for _ in range(60):
