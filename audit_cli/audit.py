@@ -247,6 +247,7 @@ def conclude(
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
     families = sorted({f.family for f in findings} & set(FAMILIES))
     prompts, calibration = models.prompts_of(subject.classifier), subject.calibration
+    unknown = NOT_CALIBRATED | {"statement": f"{subject.uncalibrated}: nobody knows how often a clean one would fail"}
     document = build_document(
         judged,
         policy=policy,
@@ -262,7 +263,7 @@ def conclude(
         environment=environment(watch, context.device, context.dtype, context.seed),
         created_at=now,
         limitations=limitations(families, calibration),
-        calibration=calibration.statement(policy.rules[RULE].alpha, families) if calibration else NOT_CALIBRATED,
+        calibration=calibration.statement(policy.rules[RULE].alpha, families) if calibration else unknown,
         preprocessing={key: getattr(subject.preprocessing, key) for key in ("size", "mean", "std", "source")},
         prompts=prompts.record() if prompts else None,
         source=checkpoint.origin.record() if checkpoint.origin else None,
@@ -275,7 +276,7 @@ def limitations(families: Sequence[str], calibration: Calibration | None) -> lis
     """What a reader must not take this verdict for."""
     one_source = "" if "source_mask" in families else "needs images of one class, or "
     compared = "The false-alarm rate is that of clean models trained as the calibration's were; others may be flagged."
-    borrowed = "The thresholds are the policy's; no false-alarm rate is guaranteed for this kind of model."
+    borrowed = "The thresholds are the policy's; no false-alarm rate is guaranteed for them here."
     return [
         f"Searched for triggers of these families: {', '.join(families) or 'none'}; one of another kind can be missed.",
         f"A trigger that {one_source}is larger than an ordinary adversarial pattern can be missed.",

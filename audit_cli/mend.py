@@ -144,7 +144,7 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
     carry_over(case.checkpoint, folder)
     best = best if best.findings else replace(best, findings=rescan(case, best.classifier, case.context))
     findings = save_pictures(best.findings, case.holdout, folder / EVIDENCE)
-    subject = replace(case.subject, classifier=best.classifier, trusted=case.holdout, choice=None, calibration=None)
+    subject = case.repaired(best.classifier)
     with open_checkpoint(_opens(case.checkpoint, folder)) as written:
         about = conclude(written, subject, findings, case.policy, case.context, watch)
         verdict = account(case, attempts, best, about, _manifest(written), relearned)
@@ -264,7 +264,7 @@ def rescan(case: Case, repaired: Classifier, context: Context) -> list[Finding]:
     """What the detectors say of a repaired model, on the holdout. No calibration can hold, since its models are not
     repaired, so that there is none is not held against it: what convicted the pivot is asked again instead.
     Weight files that lay beside the pivot do not lie beside what is delivered."""
-    subject = replace(case.subject, classifier=repaired, trusted=case.holdout, choice=None, calibration=None)
+    subject = case.repaired(repaired)
     findings = audit.examine(subject, (), case.policy, case.detectors, context)
     return [finding for finding in findings if finding.rule_id != UNCALIBRATED]
 

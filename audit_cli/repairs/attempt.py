@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from audit_cli.checkpoint import Checkpoint
@@ -41,6 +41,12 @@ class Case:
     detectors: Sequence[Detector]
     arch: str | None
     context: Context
+
+    def repaired(self, classifier: Classifier) -> Subject:
+        """What a rescan audits: on the holdout, by thresholds."""
+        why = "the clean models of a calibration are not repaired ones"
+        subject = replace(self.subject, classifier=classifier, trusted=self.holdout, choice=None)
+        return replace(subject, calibration=None, uncalibrated=why)
 
     @property
     def convicting(self) -> list[Finding]:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 TEXT = 1000  # characters of any one string in a verdict
 
-NOT_CALIBRATED: Mapping[str, object] = {
+NOT_CALIBRATED: dict[str, object] = {
     "in_domain": False,
-    "statement": "no calibration covers this kind of model: the false-alarm rate of the thresholds is unknown here",
+    "statement": "no calibration holds: nobody knows how often a clean one would fail",
     "name": None,
     "digest": None,
     "clean_models": None,
