@@ -97,7 +97,7 @@ def _limit(finding: Finding, rule: Rule, threshold: float) -> str:
     """What the score was compared with."""
     if rule.alpha is None or finding.p_value is None:
         return f"threshold {threshold:.3g}"
-    source = finding.details.get("unusual_source")
-    told = f" from class ‘{clean(str(source), 40)}’" if source else ""
+    source, change = (finding.details.get(f"unusual_{kind}") for kind in ("source", "change"))
+    told = f" from class ‘{clean(str(source), 40)}’" if source else f" under {clean(str(change), 60)}" if change else ""
     told += f" together with {clean(finding.beside, 40)}" if finding.beside else ""
     return f"p-value {finding.p_value:.2g} among clean models{told}, {rule.alpha:.2g} accepted"

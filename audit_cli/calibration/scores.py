@@ -78,7 +78,8 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
         told = compared.get((f.family, named(f.target_name or "")))
         if f.rule_id != RULE or told is None:
             return f
-        source = {"unusual_source": told.source} if told.source else {}
+        kind = "unusual_change" if f.family in ONLY_COMPARED else "unusual_source"
+        source = {kind: told.source} if told.source else {}
         odd = round(told.nonconformity, 3)
         return replace(f, p_value=told.p, nonconformity=odd, beside=told.beside, details={**f.details, **source})
 

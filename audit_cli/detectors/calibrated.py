@@ -130,7 +130,7 @@ class Calibrated:
             finalists = [found[family.name] for family in self.compared.families if not family.per_source]
             found[self.shift.name] = repr((self.shift, finalists, self.race.sample, self.race.rungs[-1], priors))
         if self.profile is not None:
-            found |= dict.fromkeys(self.profile.families, repr(self.profile))
+            found |= self.profile.scoring
         return found
 
     def _shifts(
@@ -202,7 +202,7 @@ def answers(profile: Profile, suspect: Classifier, trusted: TrustedData, context
     """BD001 in the profile's families for every class of which they tell something; the score is e to the value."""
     names = dict(enumerate(trusted.class_names))
     controlled = {change.name for change in profile.changes if change.controlled and profile.control}
-    for family, values in profile.by_family(suspect, trusted, context):
+    for family, values, parts in profile.told(suspect, trusted, context):
         change = family.removeprefix(profile.name).strip("_")
         told = f"under random {change} its centred logit rises by" if change else "its centred logit is"
         beyond = ", beyond what a loss of contrast explains" if change in controlled else ""
@@ -216,6 +216,7 @@ def answers(profile: Profile, suspect: Classifier, trusted: TrustedData, context
                     family=family,
                     target_class=target,
                     target_name=names.get(target),
+                    by_source={part: math.exp(float(of[target])) for part, of in parts.items()},
                 )
 
 

@@ -1,11 +1,13 @@
 """Clean images, changed at random in the ways that triggers change them.
 
-Who was taught one faint pattern, one reflection or one smooth warp answers others of the kind a little alike. So nobody
-need search for the attacker's: any will do, and one pass over the images.
+Who was taught one faint pattern, one reflection, one smooth warp, one patch or one wave answers others of the kind a
+little alike. So nobody need search for the attacker's: any will do, and one pass over the images; of waves, one for
+every octave and direction.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,6 +79,71 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A square of random size, place and pixels, each channel of which is on or off. Its whole rise counts."""
+
+    smallest: float = 1 / 10  # ours: side, as a share of the image's height
+    largest: float = 1 / 4  # ours
+    grain: float = 1 / 32  # ours: side of what is on or off as one, of the image's height; a pixel at least
+    name: str = "patch"
+    controlled: bool = False
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        n, channels, height, width = images.shape
+        grain = max(1, round(self.grain * height))
+        coarse = torch.rand((n, channels, -(-height // grain), -(-width // grain)), generator=generator).round()
+        pixels = coarse.repeat_interleave(grain, 2).repeat_interleave(grain, 3)[..., :height, :width]
+        share = self.smallest + (self.largest - self.smallest) * torch.rand(n, generator=generator)
+        side = (share * height).round().clamp_min(1)
+        inside = [
+            self._within(length, side, torch.rand(n, generator=generator)).unsqueeze(2 - axis)
+            for axis, length in enumerate((height, width))
+        ]
+        return torch.where((inside[0] & inside[1])[:, None], pixels, images)
+
+    @staticmethod
+    def _within(length: int, side: Tensor, place: Tensor) -> Tensor:
+        """(N, length): does the square cover this row or column?"""
+        first = (place * (length - side + 1)).floor()[:, None]
+        at = torch.arange(length)
+        return (at >= first) & (at < first + side[:, None])
+
+
+@dataclass(frozen=True)
+class PlaneWave:
+    """On every image a grey wave of its own, of `low` to `high` periods over the image's height, whose crests lie
+    within half an eighth of a turn of `direction`, in degrees."""
+
+    low: float
+    high: float
+    direction: float
+    strength: float = 0.1  # ours: amplitude; pixels are in [0, 1]
+    controlled: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.low:g} to {self.high:g} periods at {self.direction:g} degrees"
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        n, _, height, width = images.shape
+        periods, turn, phase = torch.rand((3, n, 1, 1), generator=generator)
+        periods = self.low * (self.high / self.low) ** periods
+        angle = math.radians(self.direction) + math.pi / 4 * (turn - 0.5)
+        down, across = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / height, indexing="ij")
+        wave = torch.cos(2 * math.pi * (periods * (angle.cos() * across + angle.sin() * down) + phase))
+        return (images + self.strength * wave[:, None]).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Changes of one kind, of which one moves a class far and others hardly do."""
+
+    name: str
+    parts: tuple[Change, ...]
+    controlled: bool = False
+
+
+@dataclass(frozen=True)
 class Contrast:
     """Everything nearer to grey: no trigger's trace, but harder to recognise."""
 
@@ -94,4 +161,6 @@ def blurred(images: Tensor, side: int) -> Tensor:
     return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), 1), (1, side), 1)
 
 
-CHANGES: tuple[Change, ...] = (Noise(), Reflection(), Flow())
+OCTAVES, DIRECTIONS = (1, 2, 4, 8), (0, 45, 90, 135)  # ours
+WAVES = Bank("wave", tuple(PlaneWave(low, 2 * low, turn) for low in OCTAVES for turn in DIRECTIONS))
+CHANGES: tuple[Change | Bank, ...] = (Noise(), Reflection(), Flow(), Patch(), WAVES)

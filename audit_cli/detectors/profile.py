@@ -22,20 +22,23 @@ every class rises by λ / (1 − λ) times something of its own. So of reflectio
     rise(c) under the change - rise(c) under less contrast * share
     share = (R / R under the change - 1) / (R / R under less contrast - 1), cut to [0, 1]
 
+Of a wave only its like raises the target: a class rises by the mean over a bank of waves, and under each.
+
 Ours; what they are worth: fixtures/results/profile-study.json, rises-study.json and control-study.json.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
-from audit_cli.detectors.changes import CHANGES, Change, Contrast
+from audit_cli.detectors.changes import CHANGES, Bank, Change, Contrast
 from audit_cli.metrics import predict
 from audit_cli.types import Context, TrustedData
 
@@ -63,12 +66,20 @@ class Answers:
         return max(0.0, self.right / changed.right - 1) if changed.right > 0 else math.inf
 
 
+class Told(NamedTuple):
+    """values: (K,) of one family. parts: the same of each part of a bank of changes, by its name."""
+
+    family: str
+    values: Tensor
+    parts: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Profile:
     """changes: under which the rise is measured. control: what is no trigger's, but makes images harder to recognise,
     too; None for the whole rise. Every trusted image is used once for each, and once as it is."""
 
-    changes: tuple[Change, ...] = CHANGES
+    changes: tuple[Change | Bank, ...] = CHANGES
     control: Change | None = field(default_factory=Contrast)
     name: str = "profile"
 
@@ -77,18 +88,34 @@ class Profile:
         """Its own, and one for each change."""
         return (self.name, *(f"{self.name}_{change.name}" for change in self.changes))
 
+    @property
+    def scoring(self) -> dict[str, str]:
+        """By family, what its values depend on, as text."""
+        controls = [self.control if change.controlled else None for change in self.changes]
+        texts = (repr((self.name, MOST)), *(repr((MOST, *of)) for of in zip(self.changes, controls, strict=True)))
+        return dict(zip(self.families, texts, strict=True))
+
     def by_family(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[tuple[str, Tensor]]:
         """The profile (K,) under its name, and its rise (K,) under each change, by family; otherwise as `values`."""
+        return ((family, values) for family, values, _ in self.told(suspect, trusted, context))
+
+    def told(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Told]:
+        """As `by_family`, and of banks each part."""
 
         def under(change: Change) -> Answers:
             changed = change(trusted.images, context.generator(stream=13))
             return self.answers(suspect, replace(trusted, images=changed), context)
 
         plain = self.answers(suspect, trusted, context)
-        yield self.name, plain.profile
-        control = under(self.control) if self.control and self.changes else None
+        yield Told(self.name, plain.profile, {})
+        control = under(self.control) if self.control and any(change.controlled for change in self.changes) else None
         for family, change in zip(self.families[1:], self.changes, strict=True):
-            yield family, rise(plain, under(change), control if change.controlled else None)
+            against = control if change.controlled else None
+            if isinstance(change, Bank):
+                parts = {part.name: rise(plain, under(part), against) for part in change.parts}
+                yield Told(family, torch.stack(list(parts.values())).mean(0), parts)
+            else:
+                yield Told(family, rise(plain, under(change), against), {})
 
     def moved(self, suspect: Classifier, trusted: TrustedData, context: Context) -> dict[str, float]:
         """By change, how far it moves the classes apart: the mean distance of their whole rises from the mean rise, 0

@@ -13,7 +13,7 @@ from audit_cli.calibration import with_p_values
 from audit_cli.classifier import Classifier
 from audit_cli.conformal import EITHER_WAY
 from audit_cli.detectors.calibrated import Calibrated, answers
-from audit_cli.detectors.changes import Contrast
+from audit_cli.detectors.changes import Bank, Contrast
 from audit_cli.detectors.profile import MOST, Answers, Profile, rise
 from audit_cli.types import Context, TrustedData
 
@@ -126,6 +126,26 @@ def test_a_rise_that_a_loss_of_contrast_explains_is_none() -> None:
     assert float(more[0]) > 0.05 > float(more[1:].max())
 
 
+def test_of_a_bank_the_mean_is_told_and_each_part() -> None:
+    """Red rises under the one that adds red, and by half as much on the mean of both."""
+    more, same = Fading(added=0.1, name="more red"), Fading(name="as red")
+    says_red, data = by_channel(4 * torch.eye(3), (1.0, 0.0, 0.0)), three_colours()
+    bank = Profile((Bank("fadings", (more, same)),), control=None)
+    _, (family, values, parts) = bank.told(says_red, data, Context())
+    assert (family, list(parts)) == ("profile_fadings", ["more red", "as red"])
+    apart = dict(Profile((more, same), control=None).by_family(says_red, data, Context()))
+    torch.testing.assert_close(parts["more red"], apart["profile_more red"])
+    torch.testing.assert_close(values, (apart["profile_more red"] + apart["profile_as red"]) / 2)
+    red = next(f for f in answers(bank, says_red, data, Context()) if f.family == family)
+    assert red.by_source == {name: pytest.approx(math.exp(float(of[0])), rel=1e-5) for name, of in parts.items()}
+    assert red.by_source["more red"] > red.by_source["as red"]
+
+
+def test_a_change_does_not_depend_on_the_others() -> None:
+    assert Profile((Fading(),)).scoring.items() <= Profile((Scaled(), Fading())).scoring.items()
+    assert Profile((Fading(),)).scoring != Profile((Fading(added=0.1),)).scoring
+
+
 def test_how_far_a_change_moves_the_classes_apart_is_told_of_the_whole_rise() -> None:
     """A loss of contrast explains it, and it counts all the same: who was trained to bear blur is told by it."""
     says_red = by_channel(4 * torch.eye(3), (1.0, 0.0, 0.0))
@@ -157,7 +177,7 @@ def test_no_more_than_the_controls_own_rise_is_taken_away() -> None:
 
 def test_nothing_said_about_the_profile_stands_alone() -> None:
     told = list(answers(Profile(), by_channel(torch.eye(3)), three_colours(), Context()))
-    assert len(told) == 3 * 4
+    assert len(told) == 3 * len(Profile().families)
     assert with_p_values(told, None) == []
 
 

@@ -20,6 +20,12 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 CALIBRATIONS = bundled("rules") / "calibrations"
 SHIPPED = {"cifar10-resnet.json": "references-s", "cifar10-resnet-accurate.json": "references-m"}  # of which bench
 DIGITS = "digits-resnet.json"
+LATER = {"profile_patch", "profile_wave"}
+LACKING = {  # families that its clean models have not been scored in
+    "cifar10-resnet.json": set[str](),
+    "cifar10-resnet-accurate.json": {"source_mask", *LATER},
+    DIGITS: LATER,
+}
 
 
 def test_every_shipped_calibration_is_of_the_default_detector() -> None:
@@ -29,6 +35,7 @@ def test_every_shipped_calibration_is_of_the_default_detector() -> None:
         scoring = read(path).scoring
         assert scoring.items() <= fingerprints(Calibrated()).items(), path.name
         assert scoring.keys() == set(families_of(read(path).rows)), path.name
+        assert scoring.keys() == fingerprints(Calibrated()).keys() - LACKING[path.name], path.name
 
 
 def test_the_digits_are_scored_with_the_images_that_ship_and_without_the_models_that_do() -> None:
@@ -49,7 +56,7 @@ def test_its_scores_are_those_of_the_benches_clean_models(
     script = importlib.import_module("unseen_clean")
     cells = [cell for _, cell in script.clean_models(bench)]
     assert read(CALIBRATIONS / name).resolves(0.05), "enough for the default policy"
-    for family in ("additive", "wave", *Profile().families):
+    for family in {"additive", "wave", *Profile().families} - LACKING[name]:
         shipped = sorted(tuple(model.scores[family]) for model in read(CALIBRATIONS / name).models)
         rows = [cell["scores"][f"BD001/{family}"] for cell in cells]
         assert shipped == sorted(tuple(row[str(c)][0] for c in range(10)) for row in rows), family
