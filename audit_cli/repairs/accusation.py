@@ -16,6 +16,7 @@ from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.reflection import Reflection
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.warp import Warp
+from audit_cli.inversion.wave import Wave
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.repairs.watch import WatchedRepair
 from audit_cli.types import Finding, Trigger, TriggerFamily
@@ -25,6 +26,8 @@ KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
     changes.Noise.name: (Additive(),),
     changes.Reflection.name: (Reflection(), Light(side=8, name="coarse_light"), Light()),
     changes.Flow.name: (Warp(),),
+    changes.Patch.name: (Mask(),),
+    changes.WAVES.name: (Wave(),),
 }
 RISES = {f"{Profile.name}_{change}": change for change in KINDS}  # family of findings -> the change
 MASKS = frozenset({Mask.name, SourceMask.name})
@@ -108,9 +111,10 @@ def firm(convicting: Sequence[Finding], compared: Callable[[Finding], bool] = by
 def certain(convicting: Sequence[Finding]) -> list[Finding]:
     """Where a mask of one source class convicts, without what convicts its class by features or profile: the scan says
     from which class, and those masks alone cost less accuracy and leave less (development, sources-s 125 and 126).
-    Random changes are of other triggers, and speak."""
+    Random changes are of other triggers, and speak, but for patches."""
     of_pairs = {finding.target_class for finding in convicting if _of_pair(finding)}
-    return [f for f in convicting if f.target_class not in of_pairs or f.trigger or f.family in RISES]
+    others = RISES.keys() - {f"{Profile.name}_{changes.Patch.name}"}
+    return [f for f in convicting if f.target_class not in of_pairs or f.trigger or f.family in others]
 
 
 def _of_pair(finding: Finding) -> bool:
@@ -185,7 +189,7 @@ def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]]) 
         told=tuple(family for name, family in taught.items() if name not in known),
         stamped=max(repair.stamped, DOSE),
         inside=min(1.0, OFTEN * repair.inside),
-        fog=0.0 if Light.name in taught else repair.fog,
+        fog=0.0 if Light.name in taught or taught.keys() == {Mask.name} else repair.fog,
         taught=max(repair.taught, len(taught)),
     )
 

@@ -209,7 +209,7 @@ def test_a_run_goes_on_where_it_stopped(
 
 def cell(method: str, victim: str, score: float, planted: bool = True) -> dict[str, Any]:
     attack = victim.partition("-")[0]
-    rule = {"compared": "BD001/mask", "neural_cleanse": "BD007/mask", "trojanzoo": "NC/mask"}[method]
+    rule = {"sizes": "BD001/mask", "neural_cleanse": "BD007/mask", "trojanzoo": "NC/mask"}[method]
     return {
         "victim": victim, "detector": method, "attack": attack, "poison_count": 0 if attack == "clean" else 9,
         "planted": planted and attack != "clean", "target": None if attack == "clean" else 1,
@@ -222,16 +222,16 @@ CELLS = [
     *(cell("trojanzoo", f"badnets-{i}", s) for i, s in enumerate((3.0, 2.2))),
     *(cell("trojanzoo", f"blend-{i}", s) for i, s in enumerate((0.2, 0.7))),
     cell("trojanzoo", "blend-unplanted", 9.0, planted=False),
-    *(cell("compared", f"clean-{i}", 1.0) for i in range(4)),
-    *(cell("compared", f"{attack}-{i}", 3.0) for attack in ("badnets", "blend") for i in range(2)),
-    cell("compared", "blend-unplanted", 9.0, planted=False),
-    cell("compared", "blend-2", 0.0),  # not played by the other
+    *(cell("sizes", f"clean-{i}", 1.0) for i in range(4)),
+    *(cell("sizes", f"{attack}-{i}", 3.0) for attack in ("badnets", "blend") for i in range(2)),
+    cell("sizes", "blend-unplanted", 9.0, planted=False),
+    cell("sizes", "blend-2", 0.0),  # not played by the other
 ]
 
 
 def test_every_method_is_measured_on_the_same_victims(script: ModuleType) -> None:
     rows = {(r["attack"], r["method"]): r for r in script.comparison(CELLS)}
-    assert list(rows) == [(a, m) for a in ("(all)", "badnets", "blend") for m in ("compared", "trojanzoo")]
+    assert list(rows) == [(a, m) for a in ("(all)", "badnets", "blend") for m in ("sizes", "trojanzoo")]
     theirs = rows["(all)", "trojanzoo"]
     assert (theirs["clean"], theirs["planted"]) == (4, 4)
     assert theirs["auc"] == pytest.approx((4 + 3 + 0 + 1) / 16)
@@ -239,13 +239,13 @@ def test_every_method_is_measured_on_the_same_victims(script: ModuleType) -> Non
     assert (theirs["caught"], theirs["alarms"], theirs["cpu s"]) == (2, 2, 4.0), "at its own limit of 2"
     assert rows["badnets", "trojanzoo"]["auc"] == pytest.approx(7 / 8)
     assert rows["blend", "trojanzoo"]["caught"] == 0
-    mine = rows["(all)", "compared"]
+    mine = rows["(all)", "sizes"]
     assert (mine["auc"], mine["caught"], mine["alarms"]) == (1.0, 4, 0), "3 is over the policy's 1.5, 1 is not"
 
 
 def test_the_search_is_told_beside_clean_models_too(script: ModuleType) -> None:
     def scored(victim: str, score: float) -> dict[str, Any]:
-        told = cell("compared", victim, 0.9)
+        told = cell("sizes", victim, 0.9)
         rows = {family: {"0": [0.9, 1.0], "1": [score, 1.0]} for family in ("additive", "wave")}
         return told | {"scores": {f"BD001/{family}": row for family, row in rows.items()}}
 
@@ -253,21 +253,21 @@ def test_the_search_is_told_beside_clean_models_too(script: ModuleType) -> None:
     ours = [scored(f"clean-{100 + i}", 0.9 + 0.01 * i) for i in range(4)] + [scored("badnets-0", 1.3)]
     theirs = [cell("trojanzoo", c["victim"], 2.0) for c in ours]
     rows = {(r["attack"], r["method"]): r for r in script.comparison([*ours, *theirs], clean_models)}
-    compared, alone = rows["(all)", "beside clean models"], rows["(all)", "compared"]
+    compared, alone = rows["(all)", "beside clean models"], rows["(all)", "sizes"]
     assert (compared["caught"], compared["alarms"], compared["auc"], compared["named"]) == (1, 0, 1.0, 1.0)
     assert (alone["caught"], alone["alarms"], alone["auc"]) == (0, 0, 1.0), "1.3 is under the threshold of 1.5"
     gains = script.differences([*ours, *theirs], clean_models, "beside clean models")
-    assert [r["methods"] for r in gains] == ["beside clean models - compared", "beside clean models - trojanzoo"]
+    assert [r["methods"] for r in gains] == ["beside clean models - sizes", "beside clean models - trojanzoo"]
     assert [r["auc"] for r in gains] == [0.0, 0.5]
 
 
 def test_the_difference_is_taken_model_by_model(script: ModuleType) -> None:
     [row] = script.differences(CELLS)
-    assert row["methods"] == "compared - trojanzoo"
+    assert row["methods"] == "sizes - trojanzoo"
     assert row["auc"] == pytest.approx(0.5)
     assert row["low"] < 0.5 < row["high"]
     same = [c | {"detector": "neural_cleanse", "scores": {"BD007/mask": c["scores"]["NC/mask"]}} for c in CELLS[:9]]
-    twice = CELLS[:9] + same + [c for c in CELLS if c["detector"] == "compared"]
+    twice = CELLS[:9] + same + [c for c in CELLS if c["detector"] == "sizes"]
     gains = script.differences(list(reversed(twice)), reference="trojanzoo")
     equal = next(r for r in gains if r["methods"] == "trojanzoo - neural_cleanse")
     assert (equal["auc"], equal["low"], equal["high"]) == (0, 0, 0), "pairs stay together, whatever the order"
