@@ -161,7 +161,7 @@ class Finding:
     evidence: str | None = None
     details: Mapping[str, float | int | str | bool | None] = field(default_factory=dict)
     trigger: Trigger | None = None  # never serialised; evidence and repair use it
-    by_source: Mapping[str, float] = field(default_factory=dict)  # by source class or part of a change, for calibrations
+    by_source: Mapping[str, float] = field(default_factory=dict)  # by source class, or part of a change
 
     def fingerprint(self, manifest: str) -> str:
         """16 hex digits that name this finding on this model: what a waiver refers to."""
