@@ -10,7 +10,7 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.wave import Wave
-from audit_cli.repairs.accusation import DOSE, firm, heard, recovered, risen, together, told
+from audit_cli.repairs.accusation import DOSE, OFTEN, firm, heard, recovered, risen, together, told
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.types import Finding, Trigger
 
@@ -51,6 +51,18 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert (repair.stamped > unlearning.stamped, repair.inside > unlearning.inside) == (more, more)
     assert (repair.fog < unlearning.fog) == ("light" in accused)
     assert repair.taught == (max(2, len(accused)) if more else 2)
+
+
+@pytest.mark.parametrize(("change", "family", "fog"), [("patch", "mask", False), ("wave", "wave", True)])
+def test_patches_and_waves_tell_that_nothing_else_is_taught(change: str, family: str, fog: bool) -> None:
+    unlearning = Unlearning()
+    repair = told(unlearning, [Finding("BD001", 1.2, "", family=f"profile_{change}", target_class=6)])
+    assert isinstance(repair, Unlearning)
+    assert repair.accused == {(family, 6)}
+    assert [f.name for f in repair.families] == [family]
+    assert repair.told == ()
+    assert (repair.fog > 0) == fog
+    assert (repair.stamped, repair.inside) == (DOSE, OFTEN * unlearning.inside)
 
 
 def test_where_patches_convict_there_is_no_fog_and_more_inside() -> None:
@@ -233,3 +245,5 @@ def test_the_source_that_is_unusual_is_taught_beside_that_of_the_smallest_mask()
     assert isinstance(both, Unlearning)
     assert both.accused == {("source_mask", 6), ("mask", 6), ("additive", 6)}, "random changes are of other triggers"
     assert both.rounds == unlearning.rounds
+    patch = told(unlearning, [unusual, replace(rise, family="profile_patch")], ["Dog", "Frog", "Ship"])
+    assert patch == repair, "but for patches"
