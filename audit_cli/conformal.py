@@ -13,8 +13,8 @@ A backdoor that images of one class obey shows at one pair of classes, and in ev
 class at the same pair. So to such a score of the families that MEET another, the other's deviation at the same pair is
 added; the largest of a class counts.
 
-Families differ in how far clean models deviate, and one with a score for every source class, of which the largest
-counts, deviates further. So a family's deviations are brought to one scale:
+Families differ in how far clean models deviate, and one with a score for every source class, or every part of a random
+change, of which the largest counts, deviates further. So a family's deviations are brought to one scale:
 
     u = (z − mean of z) / (standard deviation + SLACK)                mean, deviation: over clean models and classes
 
@@ -54,7 +54,7 @@ PRIOR_MODELS = 10  # ours
 COMMON = 3  # ours: how many classes must deviate for it to be the whole model's way
 MOST = 3.0  # ours: standard deviations
 FLOATS_AT_ONCE = 2**22  # bounds the memory
-FROM = " from "  # between a family and a source class
+FROM = " from "  # between a family and a source class, or a part of a random change
 MEET = {"source_mask": "features"}  # a family, and the one whose deviation at the same pair is added to its own
 EITHER_WAY = frozenset({"profile"})  # families of which a small score is as odd as a large one
 

@@ -45,7 +45,7 @@ class Compared(NamedTuple):
     p: float
     nonconformity: float  # the statistic that p is the rank of: conformal.py's t
     beside: str | None  # the family in which the same class is the next most unusual; None where it is in no other
-    source: str | None  # the source class from which it is the most unusual, as a domain has it; None for all
+    source: str | None  # the source class, or part of a change, by which it is the most unusual; None for all
 
 
 @dataclass(frozen=True)

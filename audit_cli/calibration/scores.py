@@ -53,8 +53,8 @@ def rounded(moved: Mapping[str, float]) -> dict[str, float]:
 
 
 def scores_of(findings: Iterable[Finding]) -> dict[tuple[str, str], float]:
-    """The scores that are calibrated, by family and class name as a `Domain` has it; those for one source class are a
-    family of their own."""
+    """The scores that are calibrated, by family and class name as a `Domain` has it; those for one source class, or for
+    one part of a change, are a family of their own."""
     found = {}
     for f in findings:
         if f.rule_id == RULE and f.target_name and f.family not in APART:
@@ -65,7 +65,7 @@ def scores_of(findings: Iterable[Finding]) -> dict[tuple[str, str], float]:
 
 
 def from_source(family: str, source: str) -> str:
-    """What a calibration calls the scores of `family` for images of one class alone."""
+    """What a calibration calls the scores of `family` for images of one class alone, or for one part of a change."""
     return f"{family}{FROM}{named(source)}"
 
 

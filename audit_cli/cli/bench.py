@@ -35,6 +35,24 @@ Method = Annotated[list[str] | None, typer.Option(help="Play only these of the b
 TimeBudget = Annotated[str | None, typer.Option(help="Stop after so long, such as 25m; the next run goes on.")]
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What every game is asked on the command line."""
+
+    config: Path
+    data: Path
+    results: Path
+    cache: Path
+    part: str
+    attacks: list[str] | None
+    seeds: list[int] | None
+    time_budget: str | None
+    device: str
+    dtype: str
+    max_memory: str | None
+    quiet: bool
+
+
 def zoo(
     config: Config,
     data: DataOption,
@@ -55,9 +73,8 @@ def zoo(
     def cells(zoo: Zoo, recipes: Sequence[Recipe], bench: Bench) -> list[Cell]:
         return [Cell(r.name, lambda r=r: zoo.victim(r).facts()) for r in recipes]  # type: ignore[misc]
 
-    return _play(
-        "zoo", cells, config, data, results, cache, part, attack, seed, time_budget, device, dtype, max_memory, quiet
-    )
+    asked = Asked(config, data, results, cache, part, attack, seed, time_budget, device, dtype, max_memory, quiet)
+    return _play("zoo", cells, asked)
 
 
 def detectability(
@@ -82,22 +99,8 @@ def detectability(
         methods = _chosen(bench.detectors, method, f"{clean(str(config))}: [detectability]")
         return game(zoo, recipes, methods, bench.repeated, bench.repeats, bench.only_planted)
 
-    return _play(
-        "detectability",
-        cells,
-        config,
-        data,
-        results,
-        cache,
-        part,
-        attack,
-        seed,
-        time_budget,
-        device,
-        dtype,
-        max_memory,
-        quiet,
-    )
+    asked = Asked(config, data, results, cache, part, attack, seed, time_budget, device, dtype, max_memory, quiet)
+    return _play("detectability", cells, asked)
 
 
 def robustness(
@@ -125,22 +128,8 @@ def robustness(
         chosen = [r for r in recipes if r.seed - bench.seed < bench.repaired]
         return game(zoo, chosen, methods, bench.settings)
 
-    return _play(
-        "robustness",
-        cells,
-        config,
-        data,
-        results,
-        cache,
-        part,
-        attack,
-        seed,
-        time_budget,
-        device,
-        dtype,
-        max_memory,
-        quiet,
-    )
+    asked = Asked(config, data, results, cache, part, attack, seed, time_budget, device, dtype, max_memory, quiet)
+    return _play("robustness", cells, asked)
 
 
 def _chosen(methods: Sequence[str], only: Sequence[str] | None, where: str) -> list[str]:
@@ -152,22 +141,7 @@ def _chosen(methods: Sequence[str], only: Sequence[str] | None, where: str) -> l
     return chosen
 
 
-def _play(
-    game: str,
-    cells_of: Callable[[Zoo, Sequence[Recipe], Bench], list[Cell]],
-    config: Path,
-    data: Path,
-    results: Path,
-    cache: Path,
-    part: str,
-    attacks: list[str] | None,
-    seeds: list[int] | None,
-    time_budget: str | None,
-    device: str,
-    dtype: str,
-    max_memory: str | None,
-    quiet: bool,
-) -> int:
+def _play(game: str, cells_of: Callable[[Zoo, Sequence[Recipe], Bench], list[Cell]], asked: Asked) -> int:
     """Everything the games have in common: read and check, then play the cells that are not there yet."""
     from audit_cli.games.cells import Part, play
     from audit_cli.games.config import read_bench
@@ -176,17 +150,17 @@ def _play(
     from audit_cli.games.zoo import Zoo, rehearse
     from audit_cli.runtime import Stopwatch, environment
 
-    share = Part.parse(part)
-    bench = read_bench(config)
-    seconds = None if time_budget is None else _seconds(time_budget)
-    with _context(device, dtype, bench.seed, seconds, max_memory, quiet) as context:
-        material = Zoo(cache, read_data(data, bench), context)
-        wanted = [r for r in recipes(bench, material.data) if not attacks or r.attack in attacks]
+    share = Part.parse(asked.part)
+    bench = read_bench(asked.config)
+    seconds = None if asked.time_budget is None else _seconds(asked.time_budget)
+    with _context(asked.device, asked.dtype, bench.seed, seconds, asked.max_memory, asked.quiet) as context:
+        material = Zoo(asked.cache, read_data(asked.data, bench), context)
+        wanted = [r for r in recipes(bench, material.data) if not asked.attacks or r.attack in asked.attacks]
         if not wanted:
-            raise UsageError(f"--attack {clean(' '.join(attacks or []), 60)}: the bench has no such population")
-        wanted = [r for r in wanted if not seeds or r.seed in seeds]
+            raise UsageError(f"--attack {clean(' '.join(asked.attacks or []), 60)}: the bench has no such population")
+        wanted = [r for r in wanted if not asked.seeds or r.seed in asked.seeds]
         if not wanted:
-            given = " ".join(map(str, seeds or []))
+            given = " ".join(map(str, asked.seeds or []))
             raise UsageError(f"--seed {given}: the bench has no such victim; its seeds begin with {bench.seed}")
         rehearse(wanted, material)
         about: dict[str, object] = {"tier": bench.tier, "bench": bench.name}
@@ -194,14 +168,15 @@ def _play(
         def made(took: float) -> dict[str, object]:
             told = environment(Stopwatch(), context.device, context.dtype, context.seed)
             told = {key: told[key] for key in ("torch", "python", "device", "dtype", "threads", "peak_memory_bytes")}
-            command = ["audit-cli", "bench", game, "--config", config.name, "--data", data.name]  # folders tell nobody
+            names = asked.config.name, asked.data.name  # folders tell nobody
+            command = ["audit-cli", "bench", game, "--config", names[0], "--data", names[1]]
             return {"command": command, "seconds": round(took, 2), **told}
 
         cells = [dataclasses.replace(c, play=_with(c.play, about)) for c in cells_of(material, wanted, bench)]
-        folder = results / bench.name / game
-        left = play(share.take(cells), folder, made, lambda line: say(line, quiet=quiet))
+        folder = asked.results / bench.name / game
+        left = play(share.take(cells), folder, made, lambda line: say(line, quiet=asked.quiet))
     if left:
-        say(f"{left} cells are left; run the same command again", quiet=quiet)
+        say(f"{left} cells are left; run the same command again", quiet=asked.quiet)
     return UNFINISHED if left else 0
 
 

@@ -95,11 +95,9 @@ class Patch:
         pixels = coarse.repeat_interleave(grain, 2).repeat_interleave(grain, 3)[..., :height, :width]
         share = self.smallest + (self.largest - self.smallest) * torch.rand(n, generator=generator)
         side = (share * height).round().clamp_min(1)
-        inside = [
-            self._within(length, side, torch.rand(n, generator=generator)).unsqueeze(2 - axis)
-            for axis, length in enumerate((height, width))
-        ]
-        return torch.where((inside[0] & inside[1])[:, None], pixels, images)
+        rows = self._within(height, side, torch.rand(n, generator=generator))
+        columns = self._within(width, side, torch.rand(n, generator=generator))
+        return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], pixels, images)
 
     @staticmethod
     def _within(length: int, side: Tensor, place: Tensor) -> Tensor:
