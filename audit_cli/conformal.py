@@ -27,10 +27,15 @@ statistic is its own deviation and the next smaller one of the same class in ano
 
     t(f, c) = u(f, c) + max(0, largest u(g, c) <= u(f, c), g not f)
 
-and a model's is its largest t, the sum of the two largest deviations of one class. Vovk, Gammerman, Shafer:
-Algorithmic Learning in a Random World, 2005 (full conformal prediction): with n clean models and the suspect in one
-bag, each member's statistic is taken against the others. A clean suspect is as likely as any of them to have the
-largest, so
+and a model's is its largest t, the sum of the two largest deviations of one class. What a search finds scatters more
+than what one pass over the images tells, and hides it. So the families are put together twice, all of them and without
+those that are searched, and each time brought to the size of what the clean models show:
+
+    t(f, c) = largest of both t(f, c) / root of the mean square of the clean models' largest t
+
+Vovk, Gammerman, Shafer: Algorithmic Learning in a Random World, 2005 (full conformal prediction): with n clean models
+and the suspect in one bag, each member's statistic is taken against the others. A clean suspect is as likely as any of
+them to have the largest, so
 
     p = (1 + number of clean models with a statistic >= t) / (n + 1)
 
@@ -48,6 +53,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from audit_cli.inversion import FAMILIES
 
 SLACK = 0.01  # ours: of log scores; where no clean scores differ there is nothing to divide by
 PRIOR_MODELS = 10  # ours
@@ -82,9 +89,7 @@ class Compared(NamedTuple):
 def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Compared:
     """A suspect's log scores (rows, classes) among those of clean models (n, rows, classes)."""
     z = each_standard(torch.cat([clean_ones, suspect[None]]))
-    u = on_one_scale(z, z, rows)
-    more, second = following(u)
-    t = u + more
+    t, second = _together(z, z, rows)
     highest = t[:-1].nan_to_num(-torch.inf).amax((1, 2))
     rank = 1 + (highest[:, None, None] >= t[-1]).sum(0)
     row = _by_family(z[-1:], rows)[1][0]
@@ -94,8 +99,30 @@ def conformal(suspect: Tensor, clean_ones: Tensor, rows: Sequence[str]) -> Compa
 def statistic(z: Tensor, members: Tensor, rows: Sequence[str]) -> Tensor:
     """t (N, families, classes) of deviations z (N, rows, classes), on the scale of the `members` (M, rows, classes);
     NaN where there is nothing to compare."""
+    return _together(z, members, rows)[0]
+
+
+def _together(z: Tensor, members: Tensor, rows: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """`statistic`, and the family whose deviation is added, -1 for none."""
     u = on_one_scale(z, members, rows)
-    return u + following(u)[0]
+    known = u if z is members else on_one_scale(members, members, rows)
+    t, second = torch.full_like(u, math.nan), torch.full(u.shape, -1, device=u.device)
+    for way in ways(families_of(rows)):
+        more, beside = following(u[:, way])
+        of_members = known[:, way] + following(known[:, way])[0]
+        largest = of_members.nan_to_num(-torch.inf).amax((1, 2))
+        own = (u[:, way] + more) / (largest[largest.isfinite()].square().mean().sqrt() + SLACK)
+        better = ~(own <= t[:, way]) & ~own.isnan()
+        t[:, way] = torch.where(better, own, t[:, way])
+        named = torch.where(beside < 0, -1, torch.tensor(way, device=u.device)[beside])
+        second[:, way] = torch.where(better, named, second[:, way])
+    return t, second
+
+
+def ways(families: Sequence[str]) -> list[list[int]]:
+    """The families that are put together, by place: all, and where there are both, those that are not searched."""
+    measured = [k for k, family in enumerate(families) if family not in FAMILIES]
+    return [list(range(len(families))), *([measured] if 0 < len(measured) < len(families) else [])]
 
 
 def following(u: Tensor) -> tuple[Tensor, Tensor]:

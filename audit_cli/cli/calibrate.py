@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,9 @@ def calibrate(
     trusted: Trusted,
     out: Annotated[Path, typer.Option("--out", "-o", help="The calibration file; models already in it are kept.")],
     name: Annotated[str, typer.Option(help="What the calibration is called.")] = "own models",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Search no triggers: seconds a model; scans judge them by thresholds.")
+    ] = False,
     policy: PolicyOption = None,
     arch: Arch = None,
     weights: Weights = None,
@@ -74,20 +78,26 @@ def calibrate(
 ) -> int:
     """Score clean MODELS as `scan` would and write the calibration that gives later scores their p-value.
 
-    The file is written anew after each model: a stopped run goes on where it was.
+    The file is written anew after each model: a stopped run goes on where it was. With --quick only what one pass over
+    the images tells is scored and later compared, which finds nearly as much.
 
     Exit codes: 0 done, 2 usage, 3 a model cannot be scored, 4 error.
     """
     rules = load_policy(policy)
     from audit_cli.audit import feed
-    from audit_cli.calibration import read
+    from audit_cli.calibration import fingerprints, read
     from audit_cli.checkpoint import locate, open_checkpoint
     from audit_cli.checkpoint.save import write_atomically
     from audit_cli.data import read_images
     from audit_cli.detectors.calibrated import Calibrated
+    from audit_cli.inversion import FAMILIES
     from audit_cli.models import build
 
     detector = Calibrated().compared
+    marks = fingerprints(detector)
+    if quick:
+        detector = replace(detector, families=())
+        marks = {family: mark for family, mark in marks.items() if family not in FAMILIES}
     stated, auto = stated_preprocessing(size, mean, std, preprocess), preprocess == "auto"
     weights, prompts = weights or rules.weights, stated_prompts(labels, prompt)
     with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
@@ -101,11 +111,16 @@ def calibrate(
                     continue
                 classifier = build(checkpoint, arch=arch, prompts=prompts, class_names=raw.class_names)
                 subject = feed(classifier, raw, checkpoint, stated, context, auto)
+                if quick and not detector.race.whole(classifier.num_classes):
+                    raise UsageError(
+                        f"--quick: which of {classifier.num_classes} classes are scored depends on the search; "
+                        "calibrate without it"
+                    )
                 entry = _score(checkpoint, subject, rules, detector, context)
             if calibration and any(replace(entry, digest=other.digest) == other for other in calibration.models):
                 say(f"{clean(str(model))}: measures as a model that is in already; no second one", quiet=quiet)
                 continue
-            calibration = _with(calibration, name, subject, entry, raw, detector, out)
+            calibration = _with(calibration, name, subject, entry, raw, marks, out)
             write_atomically(out, json.dumps(calibration.document(), indent=1) + "\n")
             highest = max(score for row in entry.scores.values() for score in row if score is not None)
             say(f"{clean(str(model))}: highest score {highest:.3f}", quiet=quiet)
@@ -143,20 +158,19 @@ def _with(
     subject: Subject,
     entry: Clean,
     raw: RawImages,
-    detector: Calibrated,
+    marks: Mapping[str, str],
     out: Path,
 ) -> Calibration:
     """The calibration with one more model. Raises UsageError when it is of another kind."""
-    from audit_cli.calibration import Calibration, Domain, fingerprints
+    from audit_cli.calibration import Calibration, Domain
 
     domain = Domain.of(subject.classifier, subject.trusted)
-    marks = fingerprints(detector)
     if calibration is None:
         return Calibration(name, domain, marks, raw.digest, len(raw), (entry,))
     here = (calibration.domain, calibration.scoring, calibration.trusted)
     if here != (domain, marks, raw.digest):
         raise UsageError(
-            f"{clean(str(out))}: holds models of another kind, or other trusted images or detector settings "
-            f"({calibration.domain}; this model: {domain}); give another --out"
+            f"{clean(str(out))}: holds models of another kind, other trusted images or detector settings, as with or "
+            f"without --quick ({calibration.domain}; this model: {domain}); give another --out"
         )
     return replace(calibration, models=(*calibration.models, entry))

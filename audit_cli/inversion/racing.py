@@ -93,9 +93,13 @@ class Race:
             return self.listing, self.sample, self.rungs[-1].classes
         return self.steps, self.rungs, self.sample, self.ease, self.chunk, self.starts
 
+    def whole(self, classes: int) -> bool:
+        """Has the last rung room for so many classes, so that all run to the end?"""
+        return classes <= (self.rungs[-1].classes or 0) + self.sample
+
     def sampled(self, classes: int, context: Context) -> Tensor:
         """The fair sample of so many classes: all of them when the last rung has room for all."""
-        if classes <= (self.rungs[-1].classes or 0) + self.sample:
+        if self.whole(classes):
             return torch.arange(classes)
         return torch.randperm(classes, generator=context.generator(stream=4))[: self.sample]
 

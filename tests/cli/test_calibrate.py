@@ -12,11 +12,16 @@ import pytest
 
 from audit_cli import audit
 from audit_cli.audit import Subject
-from audit_cli.calibration import read
+from audit_cli.calibration import fingerprints, named, read, scores_of
 from audit_cli.checkpoint import open_checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.cli import run
+from audit_cli.conformal import families_of
 from audit_cli.data import Preprocessing, read_images
+from audit_cli.detectors.calibrated import Calibrated
+from audit_cli.inversion import FAMILIES
+from audit_cli.inversion.additive import Additive
+from audit_cli.inversion.engine import Search
 from audit_cli.models import build
 from audit_cli.policy import Policy
 from audit_cli.resources import bundled
@@ -151,3 +156,28 @@ class TestCalibrate:
 
         assert chosen((far, near), []) == chosen((near, far), []) == chosen((), [far, near]) == read(near)
         assert chosen((far,), [near]) == read(far)
+
+
+def test_quick_scores_what_needs_no_search_as_a_scan_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "digits.json"
+    arguments = [str(CLEAN[0]), "--trusted", str(TRUSTED), "--out", str(out), *PLAIN]
+    assert run(["calibrate", *arguments, "--quick"]) == 0
+    found, detector = read(out), Calibrated()
+    assert dict(found.scoring) == {f: m for f, m in fingerprints(detector).items() if f not in FAMILIES}
+    here = subject(CLEAN[0])
+    searched = replace(detector, families=(Additive(),), race=replace(detector.race, steps=1), search=Search(images=1))
+    scanned = scores_of(searched(here.classifier, here.trusted, Context()))
+    names = here.trusted.class_names
+    for row, scores in found.models[0].scores.items():
+        assert scores == tuple(scanned.get((row, named(name))) for name in names), row
+    assert set(families_of(found.rows)) == set(found.scoring)
+    of_searches = json.loads(out.read_text())
+    of_searches["scoring"]["additive"] = "0" * 16
+    out.write_text(json.dumps(of_searches))
+    assert run(["calibrate", str(CLEAN[1]), *arguments[1:], "--quick"]) == 2
+    assert "with or without --quick" in capsys.readouterr().err
+    monkeypatch.setattr("audit_cli.inversion.racing.Race.whole", lambda race, classes: False)
+    assert run(["calibrate", str(CLEAN[1]), *arguments[1:], "--quick"]) == 2
+    assert "--quick: which of 10 classes are scored depends on the search" in capsys.readouterr().err

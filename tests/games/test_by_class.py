@@ -48,9 +48,12 @@ def test_a_class_is_compared_with_itself_on_clean_models() -> None:
         spread = [((n * statistics.pvariance(v) + 10 * family) / (n + 10)) ** 0.5 + SLACK for v in others]
         return [(x - statistics.fmean(v)) / s for x, v, s in zip(own, others, spread, strict=True)]
 
-    every = [z for k in range(5) for z in deviations((logs["0"][k], logs["1"][k]), left=k)]
+    models = [deviations((logs["0"][k], logs["1"][k]), left=k) for k in range(5)]
+    every = [z for model in models for z in model]
+    scaled = [(max(model) - statistics.fmean(every)) / (statistics.stdev(every) + SLACK) for model in models]
+    usual = statistics.fmean(t * t for t in scaled) ** 0.5 + SLACK
     for c, z in zip("01", deviations((math.log(1.2), math.log(1.1))), strict=True):
-        expected = (z - statistics.fmean(every)) / (statistics.stdev(every) + SLACK)
+        expected = (z - statistics.fmean(every)) / (statistics.stdev(every) + SLACK) / usual
         assert row[c][0] == pytest.approx(expected), "on the scale of the clean models' deviations"
     assert row["0"][0] < 0 < row["1"][0]
     assert detection_table(cells, Statistic("BD001"))[0]["auc"] == pytest.approx(0.1)
