@@ -15,7 +15,7 @@ def test_the_tables_told_are_those_of_the_cells(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(str(FIXTURES / "scripts"))
     script = importlib.import_module("tables")
     pages = [path.read_text() for path in script.PAGES]
-    assert [page.count("<!-- table: ") for page in pages] == [1, 24]
-    assert [len(re.findall(r"(?m)^<!-- table: \w+ -->\n\|.*\n\|---", page)) for page in pages] == [1, 24]
+    assert [page.count("<!-- table: ") for page in pages] == [1, 25]
+    assert [len(re.findall(r"(?m)^<!-- table: \w+ -->\n\|.*\n\|---", page)) for page in pages] == [1, 25]
     assert [script.rendered(page) for page in pages] == pages
     assert script.rendered("<!-- table: beside -->\n| wrong |\n\nend\n").count("|") > 100
