@@ -72,7 +72,7 @@ class TestBundled:
         assert rule_pages()[page].summary.endswith(".")
 
     def test_pages_name_options_that_exist(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for arguments in (["--help"], ["scan", "--help"]):
+        for arguments in (["--help"], ["scan", "--help"], ["calibrate", "--help"]):
             assert run(arguments) == 0
         known = set(re.findall(OPTION, capsys.readouterr().out))
         for page in rule_pages().values():
