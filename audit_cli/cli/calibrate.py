@@ -85,19 +85,13 @@ def calibrate(
     """
     rules = load_policy(policy)
     from audit_cli.audit import feed
-    from audit_cli.calibration import fingerprints, read
+    from audit_cli.calibration import read
     from audit_cli.checkpoint import locate, open_checkpoint
     from audit_cli.checkpoint.save import write_atomically
     from audit_cli.data import read_images
-    from audit_cli.detectors.calibrated import Calibrated
-    from audit_cli.inversion import FAMILIES
     from audit_cli.models import build
 
-    detector = Calibrated().compared
-    marks = fingerprints(detector)
-    if quick:
-        detector = replace(detector, families=())
-        marks = {family: mark for family, mark in marks.items() if family not in FAMILIES}
+    detector, marks = _scoring(quick)
     stated, auto = stated_preprocessing(size, mean, std, preprocess), preprocess == "auto"
     weights, prompts = weights or rules.weights, stated_prompts(labels, prompt)
     with working(device, dtype, seed, timeout, max_memory, quiet, rules) as context:
@@ -129,6 +123,19 @@ def calibrate(
         counted = "1 model" if few == 1 else f"{few} models"
         say(f"{counted}: no p-value can be under {lowest:.3f}; {FEW} allow 0.05", quiet=quiet)
     return 0
+
+
+def _scoring(quick: bool) -> tuple[Calibrated, Mapping[str, str]]:
+    """The detector that scores clean models, and by family what its scores depend on; if quick, without searches."""
+    from audit_cli.calibration import fingerprints
+    from audit_cli.detectors.calibrated import Calibrated
+    from audit_cli.inversion import FAMILIES
+
+    detector = Calibrated().compared
+    marks = fingerprints(detector)
+    if not quick:
+        return detector, marks
+    return replace(detector, families=()), {family: mark for family, mark in marks.items() if family not in FAMILIES}
 
 
 def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: Calibrated, context: Context) -> Clean:
