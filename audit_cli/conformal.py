@@ -25,13 +25,13 @@ more than MOST: several backdoors must not hide one another.
 A backdoor shows in more than one family, and always at the same class. What is odd by chance seldom is. So a score's
 statistic is its own deviation and the next smaller one of the same class in another family, where that is positive:
 
-    t(f, c) = u(f, c) + max(0, largest u(g, c) <= u(f, c), g not f)
+    s(f, c) = u(f, c) + max(0, largest u(g, c) <= u(f, c), g not f)
 
-and a model's is its largest t, the sum of the two largest deviations of one class. What a search finds scatters more
-than what one pass over the images tells, and hides it. So the families are put together twice, all of them and without
-those that are searched, and each time brought to the size of what the clean models show:
+and a model's is its largest, the sum of the two largest deviations of one class. What a search finds scatters more
+than what one pass over the images tells, and hides it. So the families are put together in two ways, all of them and
+without those that are searched, and the odder counts, each way in units of what clean models show:
 
-    t(f, c) = largest of both t(f, c) / root of the mean square of the clean models' largest t
+    t(f, c) = largest over both ways of s(f, c) / root of the mean square of the clean models' largest s
 
 Vovk, Gammerman, Shafer: Algorithmic Learning in a Random World, 2005 (full conformal prediction): with n clean models
 and the suspect in one bag, each member's statistic is taken against the others. A clean suspect is as likely as any of
