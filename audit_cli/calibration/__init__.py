@@ -8,6 +8,7 @@ from audit_cli.calibration.domain import Domain, kind, named
 from audit_cli.calibration.files import candidates, read
 from audit_cli.calibration.models import LEAST, Calibration, Clean
 from audit_cli.calibration.scores import (
+    ONLY_COMPARED,
     RULE,
     clean_model,
     fingerprints,
@@ -19,6 +20,7 @@ from audit_cli.calibration.scores import (
 
 __all__ = [
     "LEAST",
+    "ONLY_COMPARED",
     "RULE",
     "Calibration",
     "Clean",

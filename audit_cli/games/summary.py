@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from audit_cli.calibration import RULE
+from audit_cli.calibration import ONLY_COMPARED, RULE
 from audit_cli.games.by_class import BY_CLASS
 from audit_cli.games.config import CLEAN
 from audit_cli.metrics import auroc, wilson
@@ -65,7 +65,7 @@ def sorted_groups(
 @dataclass(frozen=True)
 class Statistic:
     """One number per model from a detectability cell: the largest score over classes and trigger families, each in
-    units of the default policy's threshold. families: those of `rule` that count; None for all."""
+    units of the default policy's threshold. families: those of `rule` that count; None for all with a threshold."""
 
     rule: str
     families: tuple[str, ...] | None = None
@@ -88,7 +88,7 @@ class Statistic:
     def counts(self, key: str) -> bool:
         """Is it made of the cells' scores under `key`, RULE or RULE/FAMILY?"""
         rule, _, family = key.partition("/")
-        return rule == self.rule and (self.families is None or family in self.families)
+        return rule == self.rule and (family not in ONLY_COMPARED if self.families is None else family in self.families)
 
     def _scores(self, cell: Mapping[str, Any]) -> list[tuple[str, str, float]]:
         found = []
