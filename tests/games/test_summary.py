@@ -21,6 +21,7 @@ from audit_cli.games.summary import (
 )
 from audit_cli.games.tables import as_json, markdown
 from audit_cli.metrics import auroc
+from audit_cli.policy import Policy
 
 
 def rate(value: float, half: float = 0.02) -> dict[str, float]:
@@ -193,3 +194,12 @@ def test_json_has_null_where_there_is_no_number() -> None:
         "tier": "S",
         "t": [{"a": None, "b": 0.5}, {"a": None, "b": None, "c": "x"}],
     }
+
+
+def test_the_whole_rule_leaves_out_what_has_no_threshold() -> None:
+    """A scan without calibration drops how readily a class is answered, so no largest score is made of it either."""
+    cell = {"scores": {"BD001/mask": {"3": [0.9, 1.0]}, "BD001/profile_wave": {"5": [9.0, None]}}}
+    whole = Statistic("BD001")
+    assert whole.of(cell) == pytest.approx(0.9 / Policy.load("default").rules["BD001"].limit("mask"))
+    assert whole.named(cell) == 3
+    assert Statistic("BD001", ("profile_wave",)).named(cell) == 5
