@@ -162,7 +162,7 @@ def test_quick_scores_what_needs_no_search_as_a_scan_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "digits.json"
-    arguments = [str(CLEAN[0]), "--trusted", str(TRUSTED), "--out", str(out), *PLAIN]
+    arguments = [str(CLEAN[0]), "--trusted", str(TRUSTED), "--out", str(out), *PLAIN, "--dtype", "float32"]
     assert run(["calibrate", *arguments, "--quick"]) == 0
     found, detector = read(out), Calibrated()
     assert dict(found.scoring) == {f: m for f, m in fingerprints(detector).items() if f not in FAMILIES}
