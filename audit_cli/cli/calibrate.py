@@ -135,7 +135,7 @@ def _scoring(quick: bool) -> tuple[Calibrated, Mapping[str, str]]:
     marks = fingerprints(detector)
     if not quick:
         return detector, marks
-    return replace(detector, families=()), {family: mark for family, mark in marks.items() if family not in FAMILIES}
+    return detector.measured, {family: mark for family, mark in marks.items() if family not in FAMILIES}
 
 
 def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: Calibrated, context: Context) -> Clean:

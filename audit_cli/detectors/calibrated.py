@@ -119,6 +119,11 @@ class Calibrated:
         return replace(self, families=families, references=())
 
     @property
+    def measured(self) -> Calibrated:
+        """The same without searches: what one pass over the images tells."""
+        return replace(self, families=(), references=())
+
+    @property
     def scoring(self) -> dict[str, str]:
         """Whatever the BD001 scores of each compared family depend on, as text: a calibration holds for these only."""
         priors = (PRIOR_SIGMA, PRIOR_CLASSES)

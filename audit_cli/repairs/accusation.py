@@ -207,6 +207,12 @@ def patches(triggered: Sequence[Finding]) -> bool:
     )
 
 
+def filling(convicting: Sequence[Finding]) -> bool:
+    """Do patterns that fill the image convict, and no other trigger?"""
+    triggered = [finding for finding in heard(convicting) if finding.trigger]
+    return bool(triggered) and all(finding.family == Additive.name for finding in triggered)
+
+
 def recovered(convicting: Sequence[Finding]) -> list[Trigger]:
     """The triggers that convict and that a repaired model is shown again, in the order of the findings.
 

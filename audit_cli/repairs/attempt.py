@@ -91,6 +91,7 @@ class Attempt:
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     doubts: tuple[str, ...]  # why it cannot be told whether it passes
     curve: Trajectory
+    share: float = 1.0  # of the way to what the rung made
 
     @property
     def passes(self) -> bool:

@@ -9,7 +9,7 @@ of transformers the backdoor comes back with that (development: vit-badnets, 15 
 Of small networks it comes back, too, before the recovered trigger shows it, so every attempt is looked at inside
 (inside.py). Then a gentle one follows: with less of it inside the network, and without fog, which matters for blended
 patterns. The last is for triggers that survive. When none has passed, those that cost too much are taken back further,
-first come first.
+first come first. A rung that passes against a pattern that fills the image is taken back as long as it passes.
 """
 
 from __future__ import annotations
@@ -36,3 +36,4 @@ LADDER: tuple[Rung, ...] = (
 
 SLIGHTLY: tuple[float, ...] = (0.85,)  # ours: share of the way to a rung that costs too much accuracy
 FURTHER: tuple[float, ...] = (0.7, 0.55)  # ours: when no rung has passed
+EASED: tuple[float, ...] = (0.85, 0.7, 0.55)  # ours: when one has passed against a pattern that fills the image

@@ -22,9 +22,12 @@ from audit_cli.classifier import Classifier
 from audit_cli.cli import run
 from audit_cli.detectors import DETECTORS
 from audit_cli.errors import BudgetExceeded
+from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.mend import Relearning
 from audit_cli.repairs import ladder
+from audit_cli.repairs.holdout import Cost
+from audit_cli.repairs.inside import Led
 from audit_cli.repairs.ladder import FURTHER, SLIGHTLY, Rung
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.unlearning import Survey, Unlearning
@@ -45,6 +48,7 @@ class Stub:
     after: float = 1.0
     traceless: bool = False  # what convicts is no trigger
     p_value: float | None = None  # of what convicts, and the lowest threshold does not
+    pattern: bool = False  # what convicts fills the image
     seeds: list[int] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)
 
@@ -54,8 +58,11 @@ class Stub:
         marked = float(suspect.head.bias[-1].detach()) == MARK or (self.lenient and len(self.seeds) > 1)
         score = self.after if marked else self.before
         nothing = {"mask": torch.full((1, 1, *trusted.shape[1:]), -20.0), "pattern": torch.zeros(1, *trusted.shape)}
-        trigger = None if self.traceless else Trigger(Mask(), nothing, 3, 1.0)
-        family = "features" if self.traceless else "mask"
+        found = Trigger(Mask(), nothing, 3, 1.0)
+        if self.pattern:
+            found = Trigger(Additive(), {"pattern": nothing["pattern"]}, 3, 1.0)
+        trigger = None if self.traceless else found
+        family = "features" if self.traceless else found.family.name
         p = None if marked else self.p_value
         score = score if self.p_value is None else 1.1
         yield Finding("BD001", score, "a trigger", "stub", family, 3, "3", trigger_norm=1.0, trigger=trigger, p_value=p)
@@ -417,6 +424,40 @@ def test_a_repair_that_costs_too_much_is_taken_back_part_of_the_way(repair: Repa
     ]
     assert list(curves) == [*at_once, *[f"dimming, {s:.0%} of the way" for s in FURTHER if s >= share]]
     assert len(detector.seeds) == 2  # those that cost too much are not scanned
+
+
+@pytest.mark.parametrize(
+    ("pattern", "lost", "tried", "method"),
+    [
+        (True, 0.01, ["dimming", "dimming, 70% of the way", "dimming, 85% of the way"], "dimming, 85% of the way"),
+        (True, 0.005, ["dimming"], "dimming"),
+        (False, 0.01, ["dimming"], "dimming"),
+    ],
+)
+def test_against_a_pattern_that_fills_the_image_a_repair_is_taken_back_while_it_passes(
+    repair: Repair,
+    detector: Stub,
+    monkeypatch: pytest.MonkeyPatch,
+    pattern: bool,
+    lost: float,
+    tried: list[str],
+    method: str,
+) -> None:
+    """And while it costs much: here as far as the look inside allows."""
+
+    def inside(pivot: Classifier, repaired: Classifier, *_: object) -> Led:
+        gone = 1 - float((repaired.head.weight[0].norm() / pivot.head.weight[0].norm()).detach())
+        return Led(0.1, 0.1 if gone > 0.8 else 0.3, 100)
+
+    monkeypatch.setattr(mend, "left_inside", inside)
+    monkeypatch.setattr(mend, "cost", lambda *_: Cost(0.99, 0.98, (lost, 0.0, 0.02), 0.1))
+    detector.lenient, detector.pattern = True, pattern
+    outcome = repair(rungs=(Rung("dimming", Dimming()),))
+    told = outcome.verdict["repair"]
+    assert (outcome.code, told["method"], [attempt["method"] for attempt in told["attempts"]]) == (0, method, tried)
+    share = 0.85 if method.endswith("way") else 1.0
+    old, new = load_file(MODEL)["fc.weight"][0], load_file(outcome.out / MODEL.name)["fc.weight"][0]
+    torch.testing.assert_close(new, (1 - share) * old)
 
 
 def test_of_several_failures_the_one_that_loses_least_is_reported(repair: Repair) -> None:

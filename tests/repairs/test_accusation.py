@@ -10,7 +10,7 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.wave import Wave
-from audit_cli.repairs.accusation import DOSE, OFTEN, firm, heard, recovered, risen, together, told
+from audit_cli.repairs.accusation import DOSE, OFTEN, filling, firm, heard, recovered, risen, together, told
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.types import Finding, Trigger
 
@@ -70,7 +70,7 @@ def test_where_patches_convict_there_is_no_fog_and_more_inside() -> None:
     mask = Finding("BD001", 5.0, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
     additive = replace(mask, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0))
     features = replace(mask, family="features", trigger=None)
-    faint, filling = (replace(additive, score=score, p_value=0.02) for score in (2.4, 2.6))
+    faint, clear = (replace(additive, score=score, p_value=0.02) for score in (2.4, 2.6))
     weak = replace(additive, score=2.4)
     for convicting in ([mask], [mask, replace(mask, target_class=2)], [mask, faint], [mask, weak], [mask, features]):
         repair = told(unlearning, convicting)
@@ -78,10 +78,23 @@ def test_where_patches_convict_there_is_no_fog_and_more_inside() -> None:
         assert (repair.fog, repair.inside) == (0.0, 2 * unlearning.inside)
         assert repair.stamped == unlearning.stamped
     elsewhere = replace(weak, target_class=2)
-    for convicting in ([additive], [mask, additive], [mask, filling], [mask, elsewhere], [features]):
+    for convicting in ([additive], [mask, additive], [mask, clear], [mask, elsewhere], [features]):
         repair = told(unlearning, convicting)
         assert isinstance(repair, Unlearning)
         assert (repair.fog, repair.inside) == (unlearning.fog, unlearning.inside)
+
+
+def test_patterns_fill_the_image_where_no_other_trigger_convicts() -> None:
+    pattern = Finding("BD001", 1.6, "", family="additive", target_class=6, trigger=Trigger(Additive(), {}, 6, 1.0))
+    mask = replace(pattern, family="mask", trigger=Trigger(Mask(), {}, 6, 1.0))
+    features = replace(pattern, family="features", trigger=None)
+    source = replace(mask, family="source_mask", trigger=Trigger(SourceMask(), {}, 6, 1.0, source=2))
+    assert filling([pattern])
+    assert filling([pattern, features])
+    assert filling([pattern, source]), "what all images obey, those of one class obey, too"
+    assert not filling([pattern, mask])
+    assert not filling([pattern, replace(source, target_class=2)])
+    assert not filling([features])
 
 
 def test_beside_a_patch_no_pattern_is_shown_again_that_convicts_only_beside_clean_models() -> None:
@@ -91,8 +104,8 @@ def test_beside_a_patch_no_pattern_is_shown_again_that_convicts_only_beside_clea
     assert recovered([mask, pattern, features]) == [mask.trigger]
     by_threshold = replace(pattern, p_value=None)
     assert recovered([mask, by_threshold]) == [mask.trigger, by_threshold.trigger]
-    filling = replace(pattern, score=3.0)
-    assert recovered([mask, filling]) == [mask.trigger, filling.trigger], "the mask imitates a pattern"
+    clear = replace(pattern, score=3.0)
+    assert recovered([mask, clear]) == [mask.trigger, clear.trigger], "the mask imitates a pattern"
     assert recovered([pattern, features]) == [pattern.trigger]
     assert recovered([features]) == []
 
