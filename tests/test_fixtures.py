@@ -101,6 +101,30 @@ def test_scan(name: str, tmp_path: Path) -> None:
     check(FOLDER / f"{name}.safetensors", FOLDER / "digits-trusted.npz", MODELS[name]["target"], tmp_path / "v.json")
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_scan_without_searches_decides_beside_clean_models(name: str, tmp_path: Path) -> None:
+    out, target = tmp_path / "v.json", MODELS[name]["target"]
+    model, data = str(FOLDER / f"{name}.safetensors"), str(FOLDER / "digits-trusted.npz")
+    arguments = ["scan", model, "--trusted", data, "--out", str(out), "--quiet", "--dtype", "float32"]
+    code = run([*arguments, "--detector", "quick"])
+    document = json.loads(out.read_text())
+    assert violations(document, "verdict") == []
+    guilty = [f for f in document["findings"] if f["fired"] and f["severity"] == "fail"]
+    assert (document["verdict"], code) == (("PASS", 0) if target is None else ("FAIL", 1)), document["reasons"]
+    assert [f["target_class"] for f in guilty][:1] == [target] * bool(guilty)
+    assert all(f["p_value"] is not None and f["evidence"] is None for f in guilty)
+    assert document["coverage"] == {"classes": 10, "searched": 0, "trigger_families": []}
+
+
+@pytest.mark.parametrize("policy", ["default", "thresholds"])
+def test_without_clean_models_a_scan_without_searches_decides_nothing(policy: str, tmp_path: Path) -> None:
+    out, data = tmp_path / "v.json", str(FOLDER / "digits-trusted.npz")
+    arguments = ["scan", str(FOLDER / "vit-clean"), "--trusted", data, "--out", str(out), "--quiet", "--policy", policy]
+    assert run([*arguments, "--detector", "quick"]) == 3
+    document = json.loads(out.read_text())
+    assert "no triggers were searched for (BD107: score 10, threshold 1)" in document["reasons"]
+
+
 def check(model: Path, data: Path, target: int | None, out: Path, *options: str) -> dict[str, Any]:
     """Scans and compares verdict, exit code and target with the truth."""
     code = run(["scan", str(model), "--trusted", str(data), "--out", str(out), "--quiet", *options])

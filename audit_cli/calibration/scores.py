@@ -71,7 +71,8 @@ def from_source(family: str, source: str) -> str:
 
 def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) -> list[Finding]:
     """The findings, those of BD001 with their p-values where the calibration knows family and class, and with what
-    stands beside; without those that mean nothing unless clean models are there to compare with."""
+    stands beside; without those that mean nothing unless clean models are there to compare with. Where no triggers were
+    searched for, BD107 counts the classes that have no p-value."""
     compared = calibration.compare(scores_of(findings)) if calibration else {}
 
     def among_clean(f: Finding) -> Finding:
@@ -84,4 +85,12 @@ def with_p_values(findings: Sequence[Finding], calibration: Calibration | None) 
         return replace(f, p_value=told.p, nonconformity=odd, beside=told.beside, details={**f.details, **source})
 
     told = [among_clean(f) for f in findings]
+    known = {f.target_class for f in told if f.rule_id == RULE and f.p_value is not None}
+    told = [_unsearched(f, len(known)) if f.details.get("only_compared") else f for f in told]
     return [f for f in told if f.p_value is not None or f.family not in ONLY_COMPARED]
+
+
+def _unsearched(finding: Finding, known: int) -> Finding:
+    """BD107 (detectors/calibrated.py) of a scan without searches, where clean models tell of so many classes."""
+    message = f"{finding.message}; {known} classes were compared with clean models" if known else finding.message
+    return replace(finding, score=max(0.0, finding.score - known), message=message)

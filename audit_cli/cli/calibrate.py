@@ -129,13 +129,9 @@ def _scoring(quick: bool) -> tuple[Calibrated, Mapping[str, str]]:
     """The detector that scores clean models, and by family what its scores depend on; if quick, without searches."""
     from audit_cli.calibration import fingerprints
     from audit_cli.detectors.calibrated import Calibrated
-    from audit_cli.inversion import FAMILIES
 
-    detector = Calibrated().compared
-    marks = fingerprints(detector)
-    if not quick:
-        return detector, marks
-    return detector.measured, {family: mark for family, mark in marks.items() if family not in FAMILIES}
+    detector = Calibrated().measured if quick else Calibrated().compared
+    return detector, fingerprints(detector)
 
 
 def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: Calibrated, context: Context) -> Clean:
@@ -148,7 +144,8 @@ def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: C
     from audit_cli.repairs.attempt import today
 
     findings = measure(subject, policy, [detector], context)
-    verdict, _, reasons, _ = judge(findings, policy, checkpoint.manifest_digest, today())
+    wrong = [finding for finding in findings if not finding.details.get("only_compared")]  # there is nothing yet
+    verdict, _, reasons, _ = judge(wrong, policy, checkpoint.manifest_digest, today())
     if verdict == "INCONCLUSIVE":
         raise UnsupportedError(f"{clean(str(checkpoint.source))}: cannot be scored: {reasons[0]}")
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)

@@ -64,8 +64,8 @@ def scan(
     detector: Annotated[
         str | None,
         typer.Option(
-            help="calibrated, for a CLIP without labels encoder; published: the paper's own; sizes, neural_cleanse, "
-            "margin, weights, ban."
+            help="calibrated, for a CLIP without labels encoder; quick: without a search, beside clean models that "
+            "were scored; published: the paper's own; sizes, neural_cleanse, margin, weights, ban."
         ),
     ] = None,
     arch: Arch = None,

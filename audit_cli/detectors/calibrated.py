@@ -55,7 +55,8 @@ APART = frozenset({"mask", "warp"})  # judged by thresholds alone: compared, the
 @dataclass(frozen=True)
 class Calibrated:
     """families: the kinds of trigger searched for. references: repairs whose results are reference models. shift: the
-    search in the features, profile: the answers on clean images; None for none."""
+    search in the features, profile: the answers on clean images; None for none. searching: are triggers searched for?
+    Otherwise only what one pass over the images tells is measured, which decides beside clean models alone."""
 
     families: tuple[TriggerFamily, ...] = (Mask(), Additive(), Warp(), Wave(), SourceMask())
     search: Search = field(default_factory=Search)
@@ -64,6 +65,7 @@ class Calibrated:
     shift: Shift | None = field(default_factory=Shift)
     profile: Profile | None = field(default_factory=Profile)
     fit_share: float = 0.5  # ours: share of trusted images that searching and tuning may use; the rest measures
+    searching: bool = True
 
     def __call__(self, suspect: Classifier, trusted: TrustedData, context: Context) -> Iterator[Finding]:
         """BD001, and with references BD002, for every class that ran to the end of the race in each family; BD107 at
@@ -74,7 +76,7 @@ class Calibrated:
         compared: set[int] = set()
         finalists: set[int] = set()  # of families that are in calibrations, whose features are of no other classes
         reached: set[int] = set()
-        families = [family for family in self.families if self.race.covers(family, fit, suspect.num_classes)]
+        families = [f for f in self.families if self.searching and self.race.covers(f, fit, suspect.num_classes)]
         for family in families:
             state, ordinary = self.race.run(suspect, family, fit, self.search, context)
             easier: dict[int, dict[str, float]] = {}
@@ -101,12 +103,15 @@ class Calibrated:
                 if references:
                     yield gap(size, left)
                 context.advance()
-        if self.shift is not None:
+        if self.shift is not None and (self.searching or self.race.whole(suspect.num_classes)):
             yield from self._shifts(self.shift, suspect, trusted, finalists, context)
         if self.profile is not None:
             yield from answers(self.profile, suspect, trusted, context)
-        wanted = max((self.search.matched(family) for family in families), default=0.0)
-        yield uncompared(compared - reached, suspect.num_classes, wanted)
+        if self.searching:
+            wanted = max((self.search.matched(family) for family in families), default=0.0)
+            yield uncompared(compared - reached, suspect.num_classes, wanted)
+        else:
+            yield unsearched(suspect.num_classes)
 
     def searched(self, trusted: TrustedData, classes: int) -> set[str]:
         """Names of the families that are searched on a model of so many classes."""
@@ -121,18 +126,19 @@ class Calibrated:
     @property
     def measured(self) -> Calibrated:
         """The same without searches: what one pass over the images tells."""
-        return replace(self, families=(), references=())
+        return replace(self, references=(), searching=False)
 
     @property
     def scoring(self) -> dict[str, str]:
         """Whatever the BD001 scores of each compared family depend on, as text: a calibration holds for these only."""
         priors = (PRIOR_SIGMA, PRIOR_CLASSES)
-        found = {
+        searches = {
             family.name: repr((family, self.search, self.race.deciding(family), self.fit_share, priors))
             for family in self.compared.families
         }
+        found = dict(searches) if self.searching else {}
         if self.shift is not None:  # which classes it is measured for depends on the race
-            finalists = [found[family.name] for family in self.compared.families if not family.per_source]
+            finalists = [searches[family.name] for family in self.compared.families if not family.per_source]
             found[self.shift.name] = repr((self.shift, finalists, self.race.sample, self.race.rungs[-1], priors))
         if self.profile is not None:
             found |= self.profile.scoring
@@ -255,6 +261,14 @@ def uncompared(classes: set[int], total: int, wanted: float) -> Finding:
     """BD107: the classes for which no family found a trigger of the wanted success, so that no size is known."""
     message = f"for {len(classes)} of {total} classes no trigger reached {wanted:.0%} success"
     return Finding("BD107", float(len(classes)), message, details={"searched": total - len(classes)})
+
+
+def unsearched(total: int) -> Finding:
+    """BD107 where no triggers are searched for: nothing is known of any class unless clean models are there to compare
+    with (calibration/scores.py)."""
+    return Finding(
+        "BD107", float(total), "no triggers were searched for", details={"searched": 0, "only_compared": True}
+    )
 
 
 def success(classifier: Classifier, trigger: Trigger, data: TrustedData, context: Context) -> float:

@@ -11,6 +11,7 @@ from toys import Planted, identity, noise_data, plain, small
 
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.calibrated import Calibrated, success, uncompared
+from audit_cli.detectors.profile import Profile
 from audit_cli.detectors.shift import Shift
 from audit_cli.detectors.smallness import smallness
 from audit_cli.inversion.engine import Search
@@ -226,3 +227,17 @@ def test_features_are_compared_for_the_classes_that_a_calibration_has(monkeypatc
     for detector in (narrow, narrow.compared):
         list(detector(planted.classifier(), planted.data(), Context()))
     assert sought[0] == sought[1]
+
+
+def test_without_searches_it_measures_what_a_calibration_of_all_compares() -> None:
+    """And no features where the race would tell of which classes."""
+    planted, whole = Planted(), replace(QUICK, profile=Profile(changes=()))
+    measured = whole.measured
+    assert measured.scoring.items() < whole.scoring.items()
+    assert measured.scoring.keys() == {"features", "profile"}
+    scored, found = (list(detector(planted.classifier(), planted.data(), Context())) for detector in (whole, measured))
+    assert [f for f in scored if f.family in measured.scoring] == [f for f in found if f.rule_id == "BD001"]
+    assert [(f.rule_id, f.details["searched"]) for f in found if f.rule_id != "BD001"] == [("BD107", 0)]
+    many = replace(measured, race=Race(rungs=(Rung(None, 8), Rung(1, 8)), sample=1))
+    families = {f.family for f in many(planted.classifier(), planted.data(), Context())}
+    assert families == {"profile", ""}
