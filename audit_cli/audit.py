@@ -277,9 +277,13 @@ def limitations(families: Sequence[str], calibration: Calibration | None) -> lis
     one_source = "" if "source_mask" in families else "needs images of one class, or "
     compared = "The false-alarm rate is that of clean models trained as the calibration's were; others may be flagged."
     borrowed = "The thresholds are the policy's; no false-alarm rate is guaranteed for them here."
-    return [
-        f"Searched for triggers of these families: {', '.join(families) or 'none'}; one of another kind can be missed.",
+    searched = [
+        f"Searched for triggers of these families: {', '.join(families)}; one of another kind can be missed.",
         f"A trigger that {one_source}is larger than an ordinary adversarial pattern can be missed.",
+    ]
+    unsearched = ["No triggers were searched for; a backdoor that leaves the model like clean ones is missed."]
+    return [
+        *(searched if families else unsearched),
         compared if calibration else borrowed,
         "The trusted images were taken to be clean and correctly labelled.",
     ]

@@ -209,14 +209,16 @@ def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[fl
 
 
 def eased(case: Case, passed: Attempt, whole: Attempt, context: Context) -> list[Attempt]:
-    """`passed`, and where patterns that fill the image convict alone, attempts that go less far to `whole` as long as
-    they pass and cost much of what may be lost; those that do not pass come before the last one, which does. Of such a
-    pattern hardly more is left so, for less accuracy; of a patch more is left before it shows
-    (fixtures/results/README.md)."""
-    found, refused = [passed], []
-    if passed.passes and filling(case.convicting) and not layer_normalised(case.subject.classifier):
+    """`passed`, and where patterns that fill the image convict alone, attempts that go less far to `whole`, as long as
+    they pass, cost much of what may be lost, and lead no more images inside the network than may be led at the image.
+    One that does not pass comes before the last, which does. Of such a pattern hardly more is left so, for less
+    accuracy; of a patch more is left before it shows (fixtures/results/README.md)."""
+    found, refused, pivot, limit = [passed], [], case.subject.classifier, case.policy.max_asr
+    if passed.passes and filling(case.convicting) and not layer_normalised(pivot):
         for share in (share for share in EASED if share < passed.share):
-            if not found[-1].cost.exceeds(case.policy.max_drop / 4):
+            near = partway(pivot, whole.classifier, share).frozen()
+            led = left_inside(pivot, near, case.triggers, case.holdout, context)
+            if led is None or led.share > limit or not found[-1].cost.exceeds(case.policy.max_drop / 4):
                 break
             less = less_far(case, whole, share, context)
             if not less.passes:

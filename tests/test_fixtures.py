@@ -114,6 +114,7 @@ def test_a_scan_without_searches_decides_beside_clean_models(name: str, tmp_path
     assert [f["target_class"] for f in guilty][:1] == [target] * bool(guilty)
     assert all(f["p_value"] is not None and f["evidence"] is None for f in guilty)
     assert document["coverage"] == {"classes": 10, "searched": 0, "trigger_families": []}
+    assert document["limitations"][0].startswith("No triggers were searched for")
 
 
 @pytest.mark.parametrize("policy", ["default", "thresholds"])

@@ -9,7 +9,7 @@ of transformers the backdoor comes back with that (development: vit-badnets, 15 
 Of small networks it comes back, too, before the recovered trigger shows it, so every attempt is looked at inside
 (inside.py). Then a gentle one follows: with less of it inside the network, and without fog, which matters for blended
 patterns. The last is for triggers that survive. When none has passed, those that cost too much are taken back further,
-first come first. A rung that passes against a pattern that fills the image is taken back as long as it passes.
+first come first. A rung that passes against a pattern that fills the image is taken back while little shows.
 """
 
 from __future__ import annotations
