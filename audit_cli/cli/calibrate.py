@@ -144,8 +144,9 @@ def _score(checkpoint: Checkpoint, subject: Subject, policy: Policy, detector: C
     from audit_cli.repairs.attempt import today
 
     findings = measure(subject, policy, [detector], context)
-    wrong = [finding for finding in findings if not finding.details.get("only_compared")]  # there is nothing yet
-    verdict, _, reasons, _ = judge(wrong, policy, checkpoint.manifest_digest, today())
+    # What decides beside clean models alone cannot yet: this is one of them.
+    alone = [finding for finding in findings if not finding.details.get("only_compared")]
+    verdict, _, reasons, _ = judge(alone, policy, checkpoint.manifest_digest, today())
     if verdict == "INCONCLUSIVE":
         raise UnsupportedError(f"{clean(str(checkpoint.source))}: cannot be scored: {reasons[0]}")
     accuracy = next((f.details.get("accuracy") for f in findings if f.rule_id == "BD101"), None)
