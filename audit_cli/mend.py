@@ -27,13 +27,13 @@ from audit_cli.judgement import judge
 from audit_cli.metrics import cda, classes_of, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
-from audit_cli.repairs.accusation import by_clean_models, filling, told
 from audit_cli.repairs.acquittal import still_risen
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
+from audit_cli.repairs.climbing import Climbing
 from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import cost, divide
 from audit_cli.repairs.inside import against, left_inside
-from audit_cli.repairs.ladder import EASED, FURTHER, LADDER, SLIGHTLY, Rung
+from audit_cli.repairs.ladder import LADDER, Rung
 from audit_cli.repairs.left import strongest
 from audit_cli.repairs.output import (
     EVIDENCE,
@@ -49,10 +49,8 @@ from audit_cli.repairs.output import (
     staged,
     write_model,
 )
-from audit_cli.repairs.partway import partway
 from audit_cli.repairs.relearning import Relearned, Relearning
 from audit_cli.repairs.trajectory import Trajectory
-from audit_cli.repairs.unlearning import Survey, Unlearning
 from audit_cli.report.evidence import save_pictures
 from audit_cli.report.json import render
 from audit_cli.runtime import Stopwatch
@@ -131,7 +129,7 @@ def _act(case: Case, ladder: Sequence[Rung], folder: Path, keep_failed: bool, wa
         return unchanged(case, first, accuracy, None, _manifest(case.checkpoint))
     if first.verdict != "FAIL":
         return first
-    attempts = climb(case, ladder)
+    attempts = Climbing(case, examine)(ladder)
     best = attempts[-1] if attempts[-1].passes else min(attempts, key=lambda attempt: attempt.rank(case.policy))
     relearned = relearn(case, best)
     curves = {attempt.rung: [asdict(point) for point in attempt.curve.points] for attempt in attempts}
@@ -160,82 +158,6 @@ def _manifest(checkpoint: Checkpoint) -> dict[str, object]:
 def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
     """What to open in `folder` for the counterpart of `checkpoint`: a file for a file, a folder for a folder."""
     return folder if checkpoint.source.is_dir() else folder / checkpoint.files[0].path
-
-
-def climb(case: Case, ladder: Sequence[Rung]) -> list[Attempt]:
-    """Attempts, the last one being the first that passes, where one does, or what that is `eased` to, or the first of
-    which it cannot be told: a stronger repair would not change that. Once a rescan has failed one, what is over its
-    threshold in the pivot is taught as well, on the same rung again: the rescan has thresholds. At once it costs more
-    than it brings beside a patch."""
-    attempts: list[Attempt] = []
-    wholes: list[tuple[Attempt, Context]] = []
-    pivot, names = case.subject.classifier, case.subject.trusted.class_names
-    at_once = () if layer_normalised(pivot) else SLIGHTLY
-    surveyed: Survey | None = None
-    rungs, silent = list(ladder), by_clean_models
-    while rungs:
-        rung = rungs.pop(0)
-        context = replace(case.context, seed=case.context.seed + 1_000 * (len(wholes) + 1))
-        curve = Trajectory(pivot, case.holdout, context)
-        repair = taught = told(rung.repair, case.convicting, names, silent)
-        if isinstance(repair, Unlearning):
-            surveyed = surveyed or repair.survey(pivot, case.fit, context)
-            repair = replace(repair, surveyed=surveyed)
-        tuned = repair(pivot, case.fit, context, curve)
-        again = replace(context, seed=context.seed + 500)
-        wholes.append((examine(case, rung.name, tuned, curve, again), again))
-        attempts += taken_back(case, *wholes[-1], at_once)
-        if attempts[-1].verdict != "FAIL":
-            return [*attempts[:-1], *eased(case, attempts[-1], *wholes[-1])]
-        if attempts[-1].findings and silent is by_clean_models:
-            silent = case.compared
-            if told(rung.repair, case.convicting, names, silent) != taught:
-                rungs.insert(0, replace(rung, name=f"{rung.name}, heeding thresholds"))
-    for whole, context in [] if layer_normalised(pivot) else wholes:
-        attempts += taken_back(case, whole, context, FURTHER)[1:]
-        if attempts[-1].verdict != "FAIL":
-            return [*attempts[:-1], *eased(case, attempts[-1], whole, context)]
-    return attempts
-
-
-def taken_back(case: Case, whole: Attempt, context: Context, shares: Sequence[float]) -> list[Attempt]:
-    """`whole`, and attempts part of the way to it as long as the last one costs too much accuracy."""
-    attempts = [whole]
-    for share in shares:
-        if not attempts[-1].cost.exceeds(case.policy.max_drop):
-            break
-        attempts.append(less_far(case, whole, share, context))
-    return attempts
-
-
-def eased(case: Case, passed: Attempt, whole: Attempt, context: Context) -> list[Attempt]:
-    """`passed`, and where patterns that fill the image convict alone, attempts that go less far to `whole`, as long as
-    they pass, cost much of what may be lost, and lead no more images inside the network than may be led at the image.
-    One that does not pass comes before the last, which does. Of such a pattern hardly more is left so, for less
-    accuracy; of a patch more is left before it shows (fixtures/results/README.md)."""
-    found, refused, pivot, limit = [passed], [], case.subject.classifier, case.policy.max_asr
-    if passed.passes and filling(case.convicting) and not layer_normalised(pivot):
-        for share in (share for share in EASED if share < passed.share):
-            near = partway(pivot, whole.classifier, share).frozen()
-            led = left_inside(pivot, near, case.triggers, case.holdout, context)
-            if led is None or led.share > limit or not found[-1].cost.exceeds(case.policy.max_drop / 4):
-                break
-            less = less_far(case, whole, share, context)
-            if not less.passes:
-                refused = [less]
-                break
-            found.append(less)
-    return [*found[:-1], *refused, found[-1]]
-
-
-def less_far(case: Case, whole: Attempt, share: float, context: Context) -> Attempt:
-    """The attempt that goes only a `share` of the way to `whole`."""
-    pivot = case.subject.classifier
-    less = partway(pivot, whole.classifier, share)
-    fresh = replace(context, seed=context.seed + round(100 * share))
-    curve = Trajectory(pivot, case.holdout, fresh)
-    curve(0, less)
-    return replace(examine(case, f"{whole.rung}, {share:.0%} of the way", less, curve, fresh), share=share)
 
 
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:

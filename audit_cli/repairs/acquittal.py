@@ -4,7 +4,7 @@ Where clean models decide (calibration/), a class may be convicted by how readil
 (detectors/profile.py). There is no trigger then whose success could be measured again. But the change can: a repaired
 network must answer the class no more readily under it than clean ones do, on images the repair has not seen. A class
 that a trigger convicts is asked by the trigger: the rise there need not be the trigger's trace, and may outlast it
-(fixtures/results/README.md).
+(fixtures/results/repair.md).
 
 Only under the change. What the class is like on unchanged images is the pivot's, which a repair holds on to, so a
 repaired network stays odd among clean ones, and a rescan is judged by thresholds.

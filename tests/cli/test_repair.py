@@ -25,7 +25,7 @@ from audit_cli.errors import BudgetExceeded
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.mend import Relearning
-from audit_cli.repairs import ladder
+from audit_cli.repairs import climbing, ladder
 from audit_cli.repairs.holdout import Cost
 from audit_cli.repairs.inside import Led
 from audit_cli.repairs.ladder import FURTHER, SLIGHTLY, Rung
@@ -191,7 +191,7 @@ def test_once_a_rescan_has_failed_a_rung_what_is_over_its_threshold_is_taught(
         seen.append(compared(over))
         return rung if seen[-1] or rung != first else other
 
-    monkeypatch.setattr(mend, "told", told)
+    monkeypatch.setattr(climbing, "told", told)
     outcome = repair(rungs=(Rung("first", first), Rung("second", Marking())))
     assert outcome.code == 0
     tried = [attempt["method"] for attempt in outcome.verdict["repair"]["attempts"]]
@@ -394,7 +394,7 @@ def test_no_time_left_for_the_relearning_check_costs_no_weights(
 
 def test_a_transformer_is_not_taken_back(repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those the backdoor comes back with the accuracy."""
-    monkeypatch.setattr(mend, "layer_normalised", lambda _: True)
+    monkeypatch.setattr(climbing, "layer_normalised", lambda _: True)
     detector.lenient = True
     outcome = repair(rungs=(Rung("dimming", Dimming()),))
     assert outcome.code == 1
@@ -452,7 +452,8 @@ def test_against_a_pattern_that_fills_the_image_a_repair_is_taken_back_while_it_
         gone = 1 - float((repaired.head.weight[0].norm() / pivot.head.weight[0].norm()).detach())
         return Led(0.05 if gone > most else 0.06, 0.1 if gone > 0.8 else 0.3, 100)
 
-    monkeypatch.setattr(mend, "left_inside", inside)
+    for module in (mend, climbing):
+        monkeypatch.setattr(module, "left_inside", inside)
     monkeypatch.setattr(mend, "cost", lambda *_: Cost(0.99, 0.98, (lost, 0.0, 0.02), 0.1))
     detector.lenient, detector.pattern = True, pattern
     outcome = repair(rungs=(Rung("dimming", Dimming()),))
