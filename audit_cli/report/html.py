@@ -21,6 +21,7 @@ from audit_cli.report.wording import (
     limit,
     p_value,
     percent,
+    pictured,
     ratio,
     remarks,
     statement,
@@ -81,7 +82,7 @@ def render(verdict: Verdict, base: Path | None = None) -> str:
     parts = [
         _section("Why", _list(why(document))),
         _section("Classes", _classes(triggers(document, CLASSES))),
-        _section("Evidence", _evidence(triggers(document, CLASSES), base)),
+        _section("Evidence", _evidence(pictured(document, CLASSES), base)),
         _section("Repair", _repair(repair) if repair else ""),
         _section("Notes", _list([statement(item) for item in remarks(document) if item["severity"] == "note"])),
         _section("Audit", _facts(document)),
@@ -165,6 +166,7 @@ def _repair(repair: Mapping[str, Any]) -> str:
 
 
 def _evidence(found: list[dict[str, Any]], base: Path | None) -> str:
+    """The pictures there are of these findings."""
     figures = "".join(_figure(finding, base) for finding in found)
     return f"<p class=soft>{_text(PICTURED)}</p>{figures}" if figures else ""
 

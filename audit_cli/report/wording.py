@@ -75,13 +75,19 @@ def convicts(finding: Mapping[str, Any]) -> bool:
 
 
 def triggers(document: Mapping[str, Any], most: int | None = None) -> list[dict[str, Any]]:
-    """What BD001 says, most suspicious first, one per class: what convicts it, else what is least likely of a clean
-    model, else the family furthest above its threshold."""
-    best: dict[int, dict[str, Any]] = {}
-    found = filter(_sizes_a_class, document["findings"])
-    for finding in sorted(found, key=lambda f: (convicts(f), -_likely(f), _rank(f)), reverse=True):
-        best.setdefault(finding["target_class"], finding)
-    return list(best.values())[:most]
+    """What BD001 says, most suspicious first, one per class: what convicts it, a trigger before what leaves none; else
+    what is least likely of a clean model, else the family furthest above its threshold."""
+    classes: dict[int, list[dict[str, Any]]] = {}
+    for finding in sorted(filter(_sizes_a_class, document["findings"]), key=_suspicion, reverse=True):
+        classes.setdefault(finding["target_class"], []).append(finding)
+    shown = (next(filter(_convicting_trigger, found), found[0]) for found in classes.values())
+    return list(shown)[:most]
+
+
+def pictured(document: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
+    """The findings whose triggers are worth a look: all that convict, then what `triggers` has of the other classes."""
+    found = sorted(filter(_convicting_trigger, document["findings"]), key=_suspicion, reverse=True)
+    return [*found, *(finding for finding in triggers(document) if finding not in found)][:most]
 
 
 def remarks(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -93,9 +99,14 @@ def _sizes_a_class(finding: Mapping[str, Any]) -> bool:
     return finding["rule_id"] == "BD001" and finding["target_class"] is not None
 
 
-def _likely(finding: Mapping[str, Any]) -> float:
-    """Its p-value; 1 where it is compared with no clean models."""
-    return 1.0 if finding["p_value"] is None else float(finding["p_value"])
+def _convicting_trigger(finding: Mapping[str, Any]) -> bool:
+    return convicts(finding) and finding["asr_before"] is not None
+
+
+def _suspicion(finding: Mapping[str, Any]) -> tuple[bool, float, Rank]:
+    """What convicts first, in the order of the headline; then the least likely of a clean model."""
+    likely = 1.0 if finding["p_value"] is None else float(finding["p_value"])
+    return convicts(finding), 0.0 if convicts(finding) else -likely, _rank(finding)
 
 
 def _rank(finding: Mapping[str, Any]) -> Rank:

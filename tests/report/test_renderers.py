@@ -158,6 +158,13 @@ class TestText:
         ]
         assert shown == [["0", "ant", "additive"], ["1", "bee", "profile"]]
 
+    def test_of_a_class_that_convicts_its_trigger_is_shown_before_what_leaves_none(self) -> None:
+        features = replace(size(1, "bee", 1.4, "features"), asr_before=None, p_value=0.02, nonconformity=9.0)
+        wave = size(1, "bee", 1.7, "wave", p_value=0.02, nonconformity=7.0)
+        for found, family in ([features, wave], "wave"), ([features, wave, size(1, "bee", 8.0)], "mask"):
+            lines = text.render(make_verdict(found)).splitlines()
+            assert [line.split()[2] for line in lines if line.startswith("1 bee")] == [family]
+
     def test_no_number_is_cut_in_a_narrow_window(self) -> None:
         found = [size(1, "bee", 1.3, "profile", p_value=0.024), size(0, "ant", 11.1)]
         narrow = [line.split() for line in text.render(make_verdict(found), width=40).splitlines()]
@@ -209,6 +216,19 @@ class TestHtml:
             assert html.render(verdict, base).count("data:image/png;base64,") == count, evidence
             assert (html.PICTURED in html.render(verdict, base)) == bool(count), evidence
             assert "data:image" not in html.render(verdict)
+
+    def test_pictures_every_trigger_that_convicts_and_one_of_each_other_class(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        found = [
+            replace(size(1, "bee", 1.4, "features"), asr_before=None, p_value=0.02, nonconformity=9.0),
+            size(1, "bee", 1.7, "wave", p_value=0.02, nonconformity=7.0, evidence="a.png"),
+            size(1, "bee", 8.0, "mask", evidence="a.png"),
+            size(0, "ant", 1.2, "mask", evidence="a.png"),
+            size(0, "ant", 1.1, "additive", evidence="a.png"),
+        ]
+        page = html.render(make_verdict(found), tmp_path)
+        captions = re.findall(r"<figcaption class=soft>([^<]*)", page)
+        assert captions == ["class 1 ‘bee’, mask", "class 1 ‘bee’, wave", "class 0 ‘ant’, mask"]
 
 
 class TestMarkdown:
