@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from audit_cli.calibration import ONLY_COMPARED
 from audit_cli.cli import run
 from audit_cli.errors import PolicyError
 from audit_cli.policy import BUNDLED, Policy
+from audit_cli.report.wording import OUT_OF_REACH
 from audit_cli.resources import bundled, rule_pages, schema
 
 WAIVER = """
@@ -232,3 +234,10 @@ def test_default_policy_is_complete_without_inheritance() -> None:
     from audit_cli.resources import violations
 
     assert violations(tomllib.loads((bundled("rules") / "default.toml").read_text()), "policy") == []
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_what_means_nothing_without_clean_models_is_out_of_reach_of_thresholds(name: str) -> None:
+    rule = Policy.load(name).rules["BD001"]
+    assert {rule.limit(family) for family in ONLY_COMPARED} == {OUT_OF_REACH}
+    assert rule.limit("additive") < 2
