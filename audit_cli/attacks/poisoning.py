@@ -39,8 +39,8 @@ def draw(eligible: Tensor, count: int, generator: torch.Generator, what: str) ->
     """`count` different indices where `eligible` (N,) is true. Raises UsageError when there are too few."""
     candidates = torch.nonzero(eligible).flatten()
     if not 0 < count <= len(candidates):
-        few = f"between 1 and {len(candidates)} training images are eligible"
-        raise UsageError(f"{what}: poison count {count}; {few}; give a count among these")
+        eligible_counts = f"between 1 and {len(candidates)} training images are eligible"
+        raise UsageError(f"{what}: poison count {count}; {eligible_counts}, choose a count in that range")
     return candidates[torch.randperm(len(candidates), generator=generator)[:count]]
 
 

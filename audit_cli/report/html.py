@@ -175,7 +175,7 @@ def _figure(finding: Mapping[str, Any], base: Path | None) -> str:
     image = _image(finding["evidence"], base) if base and finding["evidence"] else None
     if image is None:
         return ""
-    caption = _text(f"{target(finding)}, {finding['family']}")
+    caption = _text(", ".join(filter(None, (target(finding), finding["family"]))))
     return f'<figure><img alt="{caption}" src="{image}"><figcaption class=soft>{caption}</figcaption></figure>'
 
 
