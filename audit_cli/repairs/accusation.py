@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from audit_cli.calibration import named
@@ -30,6 +30,8 @@ KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
     changes.WAVES.name: (Wave(),),
 }
 RISES = {f"{Profile.name}_{change}": change for change in KINDS}  # family of findings -> the change
+# Ours: what is also shown at random. Of patches and patterns those that are found leave little.
+SHOWN = frozenset({changes.Flow.name})
 MASKS = frozenset({Mask.name, SourceMask.name})
 # Ours: share of a batch that is stamped where only a kind is known, or one source class; half leaves more (development,
 # Refool).
@@ -69,7 +71,7 @@ def told(
     )
     repair = _of_one_source(repair)
     if kinds:
-        return _of_kinds(repair, kinds)
+        return _of_kinds(repair, kinds, SHOWN & {change for _, change in risen(convicting)})
     return _of_patches(repair) if patches(triggered) else repair
 
 
@@ -171,12 +173,12 @@ def _of_one_source(repair: Unlearning) -> Unlearning:
 
 
 def _of_patches(repair: Unlearning) -> Unlearning:
-    """Where the triggers that convict are patches there is no fog, which is for patterns that fill the image and costs
-    accuracy; instead more is taught inside the network (fixtures/results/mask-repair-study.json)."""
+    """Where the triggers that convict are patches there is no fog on any rung, which is for patterns that fill the
+    image and costs accuracy; instead more is taught inside the network (fixtures/results/mask-repair-study.json)."""
     return replace(repair, fog=0.0, inside=min(1.0, OFTEN * repair.inside))
 
 
-def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]]) -> Unlearning:
+def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]], shown: Collection[str]) -> Unlearning:
     """Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those
     that are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
     accuracy there and helps nothing (fixtures/results/light-study.json)."""
@@ -189,7 +191,8 @@ def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]]) 
         told=tuple(family for name, family in taught.items() if name not in known),
         stamped=max(repair.stamped, DOSE),
         inside=min(1.0, OFTEN * repair.inside),
-        fog=0.0 if Light.name in taught or taught.keys() == {Mask.name} else repair.fog,
+        fog=0.0,
+        changes=tuple(change for change in changes.CHANGES if change.name in shown),
         taught=max(repair.taught, len(taught)),
     )
 

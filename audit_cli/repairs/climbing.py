@@ -5,7 +5,7 @@ What an attempt is worth is for somebody else to say: `examine` audits it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,7 +18,8 @@ from audit_cli.repairs.ladder import EASED, FURTHER, SLIGHTLY, Rung
 from audit_cli.repairs.partway import partway
 from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.repairs.unlearning import Survey, Unlearning
-from audit_cli.types import Context
+from audit_cli.repairs.watch import WatchedRepair
+from audit_cli.types import Context, Finding
 
 
 class Examine(Protocol):
@@ -36,20 +37,22 @@ class Climbing:
 
     def __call__(self, ladder: Sequence[Rung]) -> list[Attempt]:
         """Attempts, the last one being the first that passes, where one does, or what that is `eased` to, or the first
-        of which it cannot be told: a stronger repair would not change that. Once a rescan has failed one, what is over
-        its threshold in the pivot is taught as well, on the same rung again: the rescan has thresholds. At once it
-        costs more than it brings beside a patch."""
-        case, attempts = self.case, list[Attempt]()
+        of which it cannot be told: a stronger repair would not change that. A rung that would teach what one before has
+        taught is passed over. Once a rescan has failed one, what is over its threshold in the pivot is taught as well,
+        on the same rung again: the rescan has thresholds. At once it costs more than it brings beside a patch."""
+        case, pivot, attempts = self.case, self.case.subject.classifier, list[Attempt]()
         wholes: list[tuple[Attempt, Context]] = []
-        pivot, names = case.subject.classifier, case.subject.trusted.class_names
         at_once = () if layer_normalised(pivot) else SLIGHTLY
         surveyed: Survey | None = None
-        rungs, silent = list(ladder), by_clean_models
+        rungs, silent, lessons = list(ladder), by_clean_models, list[WatchedRepair]()
         while rungs:
             rung = rungs.pop(0)
+            repair = self._told(rung, silent)
+            if repair in lessons:
+                continue
+            lessons.append(repair)
             context = replace(case.context, seed=case.context.seed + 1_000 * (len(wholes) + 1))
             curve = Trajectory(pivot, case.holdout, context)
-            repair = taught = told(rung.repair, case.convicting, names, silent)
             if isinstance(repair, Unlearning):
                 surveyed = surveyed or repair.survey(pivot, case.fit, context)
                 repair = replace(repair, surveyed=surveyed)
@@ -61,13 +64,18 @@ class Climbing:
                 return [*attempts[:-1], *self._eased(attempts[-1], *wholes[-1])]
             if attempts[-1].findings and silent is by_clean_models:
                 silent = case.compared
-                if told(rung.repair, case.convicting, names, silent) != taught:
-                    rungs.insert(0, replace(rung, name=f"{rung.name}, heeding thresholds"))
+                rungs.insert(0, replace(rung, name=f"{rung.name}, heeding thresholds"))
         for whole, context in [] if layer_normalised(pivot) else wholes:
             attempts += self._taken_back(whole, context, FURTHER)[1:]
             if attempts[-1].verdict != "FAIL":
                 return [*attempts[:-1], *self._eased(attempts[-1], whole, context)]
         return attempts
+
+    def _told(self, rung: Rung, silent: Callable[[Finding], bool]) -> WatchedRepair:
+        """The repair of `rung`, told what the scan says and suited to the network. silent: `compared` in `told`."""
+        subject = self.case.subject
+        repair = told(rung.repair, self.case.convicting, subject.trusted.class_names, silent)
+        return repair.suited(subject.classifier) if isinstance(repair, Unlearning) else repair
 
     def _taken_back(self, whole: Attempt, context: Context, shares: Sequence[float]) -> list[Attempt]:
         """`whole`, and attempts part of the way to it as long as the last one costs too much accuracy."""

@@ -1,4 +1,4 @@
-"""What a batch is made of when triggers are unlearnt: triggers put on images, mixtures of images, fog."""
+"""What a batch is made of when triggers are unlearnt: triggers put on images, random changes, mixtures, fog."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from audit_cli.detectors.changes import Bank, Change
 from audit_cli.types import Trigger
 
 
@@ -55,6 +56,21 @@ def _drawn(triggers: Sequence[Trigger], count: int, generator: torch.Generator) 
     families = [trigger.family.name for trigger in triggers]
     chances = torch.tensor([1 / families.count(name) for name in families])
     return torch.multinomial(chances, count, replacement=True, generator=generator)
+
+
+def changed(kinds: Sequence[Change | Bank], images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) changed at random, afresh in every call: a kind is drawn, each as likely as another, then
+    one of its parts where it is a bank."""
+    parts = [kind.parts if isinstance(kind, Bank) else (kind,) for kind in kinds]
+    flat = [change for of_kind in parts for change in of_kind]
+    chances = torch.tensor([1 / len(of_kind) for of_kind in parts for _ in of_kind])
+    drawn = torch.multinomial(chances, len(images), replacement=True, generator=generator)
+    seen = images.to("cpu", copy=True)
+    for k, change in enumerate(flat):
+        rows = drawn == k
+        if bool(rows.any()):
+            seen[rows] = change(seen[rows], generator)
+    return seen.to(images.device)
 
 
 def mix(images: Tensor, largest: float, generator: torch.Generator) -> Tensor:

@@ -21,8 +21,9 @@ waves, which clean models obey too, only then. Of triggers for the images of one
 pairs. What is `told` of by random changes (accusation.py) is searched in accused classes alone, and once, since no
 model is without. The pivot sees clean images only, and what it says of them is the lesson for both: with few images
 its answers hold the accuracy better than labels do, and better still on mixtures of two images, of which there are
-many. The pupil alone sees them through a fog of one colour, since a blended pattern works as a fog does, and no
-recovered trigger takes anything from the image.
+many. The pupil alone sees them under random changes of the kinds that convict, where a scan has told of any: the true
+trigger is one of that kind, and the recovered ones are few. Where nothing else helps it sees them through a fog of one
+colour, since a blended pattern works as a fog does, and no recovered trigger takes anything from the image.
 
 Networks with layer normalisation (Vision Transformers, the image tower of CLIP, ConvNeXt) are tuned with Adam, and no
 further from the pivot than `drift`; fog and lessons inside left more of the backdoor there (development: vit-badnets)
@@ -44,6 +45,7 @@ import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
+from audit_cli.detectors.changes import Bank, Change
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.mask import Mask
@@ -53,7 +55,7 @@ from audit_cli.inversion.wave import Wave
 from audit_cli.repairs.distillation import distillation
 from audit_cli.repairs.drift import bound, layer_normalised
 from audit_cli.repairs.inside import features, fed, moved, within
-from audit_cli.repairs.stamping import gathered, in_fog, mix, stamp
+from audit_cli.repairs.stamping import changed, gathered, in_fog, mix, stamp
 from audit_cli.repairs.watch import Watch, unwatched
 from audit_cli.training import Fit
 from audit_cli.types import Context, Trigger, TriggerFamily, TrustedData
@@ -75,6 +77,7 @@ class Unlearning:
     allowed: tuple[tuple[str, float], ...] = (("warp", 2.5), ("wave", 2.5))  # ours
     if_accused: tuple[str, ...] = ("wave", "source_mask")  # clean models have small ones, too
     told: tuple[TriggerFamily, ...] = ()  # further ones, of accused classes; round after round of them costs accuracy
+    changes: tuple[Change | Bank, ...] = ()  # kinds of random change that the pupil sees images under
     accused: frozenset[tuple[str, int]] = frozenset()  # families and classes that are suspicious whatever their size
     sources: frozenset[tuple[int, int]] = frozenset()  # accused classes, each with a source class it is accused from
     persuaded: bool = False  # is the head? Then it is taught on half of the steps inside
@@ -100,7 +103,8 @@ class Unlearning:
     clip: float = 1.0  # ours
     exaggerated: float = 2.0  # ours: the smallest trigger that works is weaker than the true one
     mixed: float = 0.5  # ours: largest share of a second image in the first; Zhang et al., mixup, 2018
-    fog: float = 0.4  # ours: largest share of a colour in half of the pupil's images
+    changed: float = 0.5  # ours: share of every batch under `changes`; a quarter leaves more (development, WaNet)
+    fog: float = 0.0  # largest share of a colour in half of the pupil's images
     # The next three: what is taught inside the network, on every other step or so.
     inside: float = 0.25  # ours: share of such steps; half costs accuracy and leaves hardly less (development)
     deeper: float = 5.0  # ours: the features move by up to so many times what the recovered trigger moves them
@@ -118,8 +122,8 @@ class Unlearning:
             raise ValueError(f"{self}: stamped, often and moved lie between 0 and 1")
         if self.exaggerated < 1 or min(self.deeper, self.last) < 0 or self.taught < 1:
             raise ValueError(f"{self}: exaggerated >= 1, deeper >= 0, last >= 0, taught >= 1")
-        if not (0 <= self.mixed <= 1 and 0 <= self.fog <= 1 and 0 <= self.inside <= 1):
-            raise ValueError(f"{self}: mixed, fog and inside are shares")
+        if not all(0 <= share <= 1 for share in (self.mixed, self.changed, self.fog, self.inside)):
+            raise ValueError(f"{self}: mixed, changed, fog and inside are shares")
 
     def __call__(
         self, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch = unwatched
@@ -255,7 +259,8 @@ class Unlearning:
             x, y = gathered(lesson, x, y, n, generator)
             with torch.no_grad():
                 teacher = anchor(x).float()
-                seen = torch.cat([stamp(lesson, x[:n], y[:n], generator, self.exaggerated), x[n:]])
+                others = self._changed(x[n:], round(self.changed * len(x)), generator)
+                seen = torch.cat([stamp(lesson, x[:n], y[:n], generator, self.exaggerated), others])
                 seen = in_fog(seen, self.fog, generator)
             return distillation(classifier(seen).float(), teacher)
 
@@ -285,6 +290,12 @@ class Unlearning:
             watch(turn * fit.steps + step, pupil)
 
         return fit.run(pupil, trusted.images, trusted.labels, context, loss, after_step, stage="unlearning")
+
+    def _changed(self, images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """The images (B, C, H, W), the first `count` of them changed at random."""
+        if not self.changes:
+            return images
+        return torch.cat([changed(self.changes, images[:count], generator), images[count:]])
 
     def _fit(self, pupil: Classifier, shape: tuple[int, int, int]) -> Fit:
         """How the pupil is tuned on images of `shape` (C, H, W)."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from toys import SOURCE, TWIN, Planted, gated, noise_data, small
 
 from audit_cli.classifier import Classifier
+from audit_cli.detectors.changes import Bank
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.engine import Search
 from audit_cli.inversion.light import Light
@@ -21,7 +22,7 @@ from audit_cli.inversion.wave import Wave
 from audit_cli.metrics import asr, cda, predict
 from audit_cli.repairs.drift import drift
 from audit_cli.repairs.relearning import Relearning
-from audit_cli.repairs.stamping import mix
+from audit_cli.repairs.stamping import changed, mix
 from audit_cli.repairs.unlearning import Survey, Unlearning
 from audit_cli.training import Fit
 from audit_cli.types import Context, Trigger, TrustedData
@@ -170,6 +171,45 @@ def test_mixtures_lie_between_two_images_of_the_batch() -> None:
     assert 0 <= float(mixed.min()) <= float(mixed.max()) <= 5
     assert not torch.equal(mixed, images)
     assert torch.equal(mix(images, 0.0, torch.Generator()), images)
+
+
+@dataclass(frozen=True)
+class Paint:
+    """Everything in one colour."""
+
+    value: float
+    controlled: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.value:g}"
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.full_like(images, self.value)
+
+
+def test_kinds_of_change_are_drawn_as_often_as_one_another_and_so_are_the_parts_of_a_bank() -> None:
+    images = torch.zeros(4000, 3, 2, 2)
+    kinds = (Paint(1.0), Bank("many", tuple(Paint(value) for value in (2.0, 3.0))))
+    seen = changed(kinds, images, torch.Generator().manual_seed(0))
+    assert float(images.max()) == 0, "the images themselves stay"
+    shares = [float((seen[:, 0, 0, 0] == value).float().mean()) for value in (1.0, 2.0, 3.0)]
+    assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
+
+
+def test_the_pupil_alone_sees_random_changes_and_on_so_many_images_of_a_batch() -> None:
+    seen: list[Tensor] = []
+    pivot = small().eval()
+    pivot.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    data = noise_data()
+    settings = Unlearning(
+        steps=1, batch=16, stamped=0.25, changes=(Paint(0.5),), changed=0.5, inside=0.0, exaggerated=1.0, mixed=0.0
+    )  # fmt: skip
+    trigger = Trigger(Mask(), {"mask": torch.full((1, 1, 6, 6), -9.0), "pattern": torch.zeros(1, 3, 6, 6)}, 0, 1.0)
+    pupil = pivot.clone()
+    settings._unlearn(pupil, pivot, [trigger], {}, data, CPU, lambda step, classifier: None, 0)
+    painted = [int((images == 0.5).flatten(1).all(1).sum()) for images in seen if len(images) == 16]
+    assert sorted(painted) == [0, 8]
 
 
 def normalised() -> Classifier:
