@@ -34,7 +34,7 @@ from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import cost, divide
 from audit_cli.repairs.inside import against, left_inside
 from audit_cli.repairs.ladder import LADDER, Rung
-from audit_cli.repairs.left import strongest
+from audit_cli.repairs.left import strongest, through_fog
 from audit_cli.repairs.output import (
     EVIDENCE,
     EVIDENCE_BEFORE,
@@ -163,7 +163,7 @@ def _opens(checkpoint: Checkpoint, folder: Path) -> Path:
 def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context: Context) -> Attempt:
     """Audits what would be delivered: the tuned weights as written and read back, on images no repair has seen. Nothing
     is scanned again where the accuracy, the recovered triggers or random changes already speak against it. Transformers
-    are not asked inside, where they are not taught, either."""
+    are asked neither inside nor through fog, in which they are not taught, either."""
     repaired, holdout, policy = read_back(case, tuned), case.holdout, case.policy
     pivot = case.subject.classifier
     price = cost(pivot, repaired, holdout, context)
@@ -176,9 +176,17 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         )
     if left is not None and left > policy.max_asr:
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
-    inside = None if layer_normalised(pivot) else left_inside(pivot, repaired, case.triggers, holdout, context, answers)
+    inside = in_fog = None
+    if not layer_normalised(pivot):
+        inside = left_inside(pivot, repaired, case.triggers, holdout, context, answers)
+        in_fog = through_fog(repaired, case.patterns, holdout, context)
     shown, untold = against(inside, policy.max_asr_inside)
     objections += shown
+    if in_fog is not None and in_fog > policy.max_asr_inside:
+        objections.append(
+            f"through thin fog a recovered trigger still succeeds on {in_fog:.1%} of images, "
+            f"{policy.max_asr_inside:.0%} allowed"
+        )
     alpha = policy.rules[RULE].alpha
     objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context)
     findings = [] if objections else rescan(case, repaired, context)
@@ -192,6 +200,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         asr_before=strongest(pivot, case.triggers, holdout, context, answers),
         asr=left,
         inside=inside,
+        through_fog=in_fog,
         objections=tuple(objections),
         doubts=doubts,
         curve=curve,

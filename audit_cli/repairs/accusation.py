@@ -229,6 +229,13 @@ def recovered(convicting: Sequence[Finding]) -> list[Trigger]:
     return [finding.trigger for finding in triggered if finding.trigger]
 
 
+def patterns(convicting: Sequence[Finding]) -> list[Trigger]:
+    """Those of them that fill the image; none where patches convict, for which no fog is taught."""
+    triggered = [finding for finding in heard(convicting) if finding.trigger]
+    found = [] if patches(triggered) else recovered(convicting)
+    return [trigger for trigger in found if trigger.family.name == Additive.name]
+
+
 def risen(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
     """What random changes convict, each with the change. Where no trigger convicts and none of them does by itself, but
     one class alone is convicted, what they stand beside: of a Refool it can be the profile that is the most unusual,

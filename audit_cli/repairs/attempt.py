@@ -11,7 +11,7 @@ from audit_cli.checkpoint import Checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.judgement import EXIT_CODES, PASS_REASON, judge, suspicion
 from audit_cli.policy import Policy
-from audit_cli.repairs.accusation import recovered, together
+from audit_cli.repairs.accusation import patterns, recovered, together
 from audit_cli.repairs.acquittal import asked_again
 from audit_cli.repairs.holdout import STEP, Cost, images_needed
 from audit_cli.repairs.inside import Led
@@ -62,6 +62,11 @@ class Case:
         return recovered(self.convicting)
 
     @property
+    def patterns(self) -> list[Trigger]:
+        """Those of them that a repaired model is shown through fog, too."""
+        return patterns(self.convicting)
+
+    @property
     def retested(self) -> bool:
         """Is anything that convicted the pivot looked at again? A trigger is, what a random change shows, and what a
         threshold would convict, since the rescan has thresholds."""
@@ -88,6 +93,7 @@ class Attempt:
     asr_before: float | None  # the largest of the triggers recovered from the pivot
     asr: float | None
     inside: Led | None  # the same of their features, moved further inside the network
+    through_fog: float | None  # the same of those that fill the image, on images in thin fog
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     doubts: tuple[str, ...]  # why it cannot be told whether it passes
     curve: Trajectory
@@ -108,6 +114,7 @@ class Attempt:
             "cda_drop": self.cost.drop[0],
             "asr": self.asr,
             "asr_inside": self.inside and self.inside.share,
+            "asr_in_fog": self.through_fog,
             "score": highest(self.findings),
             "objections": [*self.objections, *self.doubts, *refused],
         }

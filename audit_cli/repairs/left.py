@@ -1,14 +1,24 @@
-"""What is left of the recovered triggers, put on images as a stranger would; inside the network: inside.py."""
+"""What is left of the recovered triggers, put on images as a stranger would, in fog too; inside the network: inside.py.
+
+A blended pattern takes contrast away as no recovered one does, so a network may have learnt that a loss of contrast
+belongs to the backdoor. What is recovered without it is then too little to unlearn: of a repaired model that obeyed on
+4 % of images, through thin fog 88 % did, and 78 % with the true trigger (digits-blend; fixtures/results/repair.md).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from audit_cli.classifier import Classifier
 from audit_cli.metrics import asr, predict
+from audit_cli.repairs.stamping import fogged
 from audit_cli.types import Context, Trigger, TrustedData
+
+THIN = 0.2  # ours: share of the colour; twice as much leads repaired networks that obey nothing to some class
 
 
 def strongest(
@@ -27,3 +37,13 @@ def strongest(
             outputs = predict(classifier, trigger(data.images[meant]), context)
             rates.append(asr(outputs, data.labels[meant], trigger.target))
     return max(rates, default=None)
+
+
+def through_fog(
+    classifier: Classifier, patterns: Sequence[Trigger], data: TrustedData, context: Context
+) -> float | None:
+    """The same of `patterns` on images that are seen through thin fog, each in a colour of its own."""
+    if not patterns:
+        return None
+    images = fogged(data.images, torch.full((len(data), 1, 1, 1), THIN), context.generator(stream=6))
+    return strongest(classifier, patterns, replace(data, images=images), context)

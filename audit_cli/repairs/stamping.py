@@ -84,8 +84,13 @@ def mix(images: Tensor, largest: float, generator: torch.Generator) -> Tensor:
 def in_fog(images: Tensor, thickest: float, generator: torch.Generator) -> Tensor:
     """Half of the images (B, C, H, W), each with a share in [0, thickest] of one random colour; the others as they
     are."""
-    B, C = images.shape[:2]
+    B = len(images)
     share = thickest * torch.rand(B, 1, 1, 1, generator=generator) * (torch.rand(B, 1, 1, 1, generator=generator) < 0.5)
-    colour = torch.rand(B, C, 1, 1, generator=generator)
+    return fogged(images, share, generator)
+
+
+def fogged(images: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) with its `share` (B, 1, 1, 1) of one random colour."""
+    colour = torch.rand(*images.shape[:2], 1, 1, generator=generator)
     share, colour = share.to(images.device), colour.to(images.device)
     return (1 - share) * images + share * colour

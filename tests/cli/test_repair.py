@@ -301,6 +301,18 @@ class Dimming:
         return repaired
 
 
+def test_what_shows_through_fog_keeps_a_repair_from_passing(
+    repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = [0.86, 0.08]
+    monkeypatch.setattr(mend, "through_fog", lambda *_: shares.pop(0))
+    outcome = repair(rungs=(Rung("first", Marking()), Rung("second", Marking(damage=1e-6))))
+    assert (outcome.code, outcome.verdict["repair"]["method"]) == (0, "second")
+    tried = [(a["method"], a["asr_in_fog"], a["objections"]) for a in outcome.verdict["repair"]["attempts"]]
+    line = "through thin fog a recovered trigger still succeeds on 86.0% of images, 20% allowed"
+    assert tried == [("first", 0.86, [line]), ("second", 0.08, [])]
+
+
 def test_what_random_changes_still_show_keeps_a_repair_from_passing(
     repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

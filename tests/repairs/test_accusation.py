@@ -10,7 +10,18 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.inversion.wave import Wave
-from audit_cli.repairs.accusation import DOSE, OFTEN, filling, firm, heard, recovered, risen, together, told
+from audit_cli.repairs.accusation import (
+    DOSE,
+    OFTEN,
+    filling,
+    firm,
+    heard,
+    patterns,
+    recovered,
+    risen,
+    together,
+    told,
+)
 from audit_cli.repairs.unlearning import Unlearning
 from audit_cli.types import Finding, Trigger
 
@@ -109,6 +120,14 @@ def test_beside_a_patch_no_pattern_is_shown_again_that_convicts_only_beside_clea
     assert recovered([mask, clear]) == [mask.trigger, clear.trigger], "the mask imitates a pattern"
     assert recovered([pattern, features]) == [pattern.trigger]
     assert recovered([features]) == []
+
+
+def test_through_fog_patterns_are_shown_where_no_patch_convicts() -> None:
+    mask = Finding("BD001", 2.5, "", family="mask", target_class=6, trigger=Trigger(Mask(), {}, 6, 1.0))
+    pattern = replace(mask, score=2.0, family="additive", trigger=Trigger(Additive(), {}, 6, 1.0))
+    assert patterns([mask, pattern]) == [pattern.trigger]
+    assert patterns([replace(mask, score=4.0), pattern]) == [], "a patch"
+    assert patterns([mask]) == []
 
 
 def test_what_random_changes_convict_speaks_before_the_features_of_other_classes() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 from toys import noise_data, small
 
+from audit_cli.classifier import Classifier
+from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.source_mask import SourceMask
 from audit_cli.metrics import classes_of, predict
-from audit_cli.repairs.left import strongest
+from audit_cli.repairs.left import strongest, through_fog
 from audit_cli.types import Context, Trigger, TrustedData
 
 
@@ -32,3 +35,26 @@ def test_images_of_a_source_class_that_are_mistaken_anyway_are_not_blamed_on_its
     others = data.labels != target
     share = float((answers == target)[others].double().mean())
     assert strongest(classifier, [of_all], data, context, answers) == share > 0
+
+
+class Pale(nn.Module):
+    """Logits of two classes: whether the pixels of a channel differ by more than 0.9, or by less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 2, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        channels = images.flatten(2)
+        return self.head((channels.amax(2) - channels.amin(2)).amin(1, keepdim=True) - 0.9)
+
+
+def test_a_loss_of_contrast_that_a_pattern_does_not_bring_is_seen_through_fog() -> None:
+    classifier, context = Classifier(Pale(), "head", arch="toy").frozen(), Context()
+    data = noise_data(classes=2, per_class=20, side=32)
+    nothing = Trigger(Additive(), {"pattern": torch.zeros(1, *data.shape)}, 1, 0.0)
+    assert strongest(classifier, [nothing], data, context) == 0.0
+    assert through_fog(classifier, [nothing], data, context) == 1.0
+    assert through_fog(classifier, [], data, context) is None
