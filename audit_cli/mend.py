@@ -34,7 +34,7 @@ from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import cost, divide
 from audit_cli.repairs.inside import against, left_inside
 from audit_cli.repairs.ladder import LADDER, Rung
-from audit_cli.repairs.left import strongest, through_fog
+from audit_cli.repairs.left import strongest
 from audit_cli.repairs.output import (
     EVIDENCE,
     EVIDENCE_BEFORE,
@@ -176,15 +176,13 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         )
     if left is not None and left > policy.max_asr:
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
-    inside = in_fog = None
-    if not layer_normalised(pivot):
-        inside = left_inside(pivot, repaired, case.triggers, holdout, context, answers)
-        in_fog = through_fog(repaired, case.patterns, holdout, context)
+    inside = None if layer_normalised(pivot) else left_inside(pivot, repaired, case.triggers, holdout, context, answers)
+    in_fog = case.through_fog(repaired, holdout)
     shown, untold = against(inside, policy.max_asr_inside)
     objections += shown
     if in_fog is not None and in_fog > policy.max_asr_inside:
         objections.append(
-            f"through thin fog a recovered trigger still succeeds on {in_fog:.1%} of images, "
+            f"through thin fog {in_fog:.1%} of images still end in a class that was convicted, "
             f"{policy.max_asr_inside:.0%} allowed"
         )
     alpha = policy.rules[RULE].alpha

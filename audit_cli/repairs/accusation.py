@@ -191,7 +191,7 @@ def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]], 
         told=tuple(family for name, family in taught.items() if name not in known),
         stamped=max(repair.stamped, DOSE),
         inside=min(1.0, OFTEN * repair.inside),
-        fog=0.0,
+        fog=repair.fog if Additive.name in accused and Light.name not in taught else 0.0,
         changes=tuple(change for change in changes.CHANGES if change.name in shown),
         taught=max(repair.taught, len(taught)),
     )
@@ -234,6 +234,14 @@ def patterns(convicting: Sequence[Finding]) -> list[Trigger]:
     triggered = [finding for finding in heard(convicting) if finding.trigger]
     found = [] if patches(triggered) else recovered(convicting)
     return [trigger for trigger in found if trigger.family.name == Additive.name]
+
+
+def blended(convicting: Sequence[Finding]) -> set[int]:
+    """The classes that patterns over the whole image convict; where no trigger does, those that random noise does."""
+    if any(finding.trigger for finding in heard(convicting)):
+        return {trigger.target for trigger in patterns(convicting)}
+    noisy = [finding for finding, change in risen(convicting) if change == changes.Noise.name]
+    return {finding.target_class for finding in noisy if finding.target_class is not None}
 
 
 def risen(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:

@@ -11,10 +11,12 @@ from audit_cli.checkpoint import Checkpoint
 from audit_cli.classifier import Classifier
 from audit_cli.judgement import EXIT_CODES, PASS_REASON, judge, suspicion
 from audit_cli.policy import Policy
-from audit_cli.repairs.accusation import patterns, recovered, together
+from audit_cli.repairs.accusation import blended, patterns, recovered, together
 from audit_cli.repairs.acquittal import asked_again
+from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import STEP, Cost, images_needed
 from audit_cli.repairs.inside import Led
+from audit_cli.repairs.left import through_fog
 from audit_cli.repairs.relearning import Relearned
 from audit_cli.repairs.trajectory import Trajectory
 from audit_cli.report.document import plain
@@ -61,10 +63,13 @@ class Case:
         """The triggers that convicted the pivot and that a repaired model is shown again, most suspicious first."""
         return recovered(self.convicting)
 
-    @property
-    def patterns(self) -> list[Trigger]:
-        """Those of them that a repaired model is shown through fog, too."""
-        return patterns(self.convicting)
+    def through_fog(self, classifier: Classifier, data: TrustedData, *, alone: bool = False) -> float | None:
+        """What thin fog shows of the blended patterns that convicted the pivot, or without them, `alone`; None where
+        there are none, and of transformers, which are not taught in fog."""
+        if layer_normalised(self.subject.classifier):
+            return None
+        shown = [] if alone else patterns(self.convicting)
+        return through_fog(classifier, shown, blended(self.convicting), data, self.context)
 
     @property
     def retested(self) -> bool:
@@ -93,7 +98,9 @@ class Attempt:
     asr_before: float | None  # the largest of the triggers recovered from the pivot
     asr: float | None
     inside: Led | None  # the same of their features, moved further inside the network
-    through_fog: float | None  # the same of those that fill the image, on images in thin fog
+    through_fog: (
+        float | None
+    )  # the share of images that thin fog leads to a class of blended patterns, with these or without
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     doubts: tuple[str, ...]  # why it cannot be told whether it passes
     curve: Trajectory

@@ -44,7 +44,7 @@ class Climbing:
         wholes: list[tuple[Attempt, Context]] = []
         at_once = () if layer_normalised(pivot) else SLIGHTLY
         surveyed: Survey | None = None
-        rungs, silent, lessons = list(ladder), by_clean_models, list[WatchedRepair]()
+        rungs, silent, lessons = self._suited(ladder), by_clean_models, list[WatchedRepair]()
         while rungs:
             rung = rungs.pop(0)
             repair = self._told(rung, silent)
@@ -70,6 +70,12 @@ class Climbing:
             if attempts[-1].verdict != "FAIL":
                 return [*attempts[:-1], *self._eased(attempts[-1], whole, context)]
         return attempts
+
+    def _suited(self, ladder: Sequence[Rung]) -> list[Rung]:
+        """The rungs; of a pivot that fog alone leads to the class of a blended pattern those in fog, if there are."""
+        led = self.case.through_fog(self.case.subject.classifier, self.case.fit, alone=True)
+        foggy = [rung for rung in ladder if isinstance(rung.repair, Unlearning) and rung.repair.fog]
+        return foggy if foggy and led is not None and led > self.case.policy.max_asr_inside else list(ladder)
 
     def _told(self, rung: Rung, silent: Callable[[Finding], bool]) -> WatchedRepair:
         """The repair of `rung`, told what the scan says and suited to the network. silent: `compared` in `told`."""

@@ -7,7 +7,7 @@ belongs to the backdoor. What is recovered without it is then too little to unle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -40,10 +40,17 @@ def strongest(
 
 
 def through_fog(
-    classifier: Classifier, patterns: Sequence[Trigger], data: TrustedData, context: Context
+    classifier: Classifier,
+    patterns: Sequence[Trigger],
+    classes: Collection[int],
+    data: TrustedData,
+    context: Context,
 ) -> float | None:
-    """The same of `patterns` on images that are seen through thin fog, each in a colour of its own."""
-    if not patterns:
-        return None
-    images = fogged(data.images, torch.full((len(data), 1, 1, 1), THIN), context.generator(stream=6))
-    return strongest(classifier, patterns, replace(data, images=images), context)
+    """The largest share of the images of other classes that thin fog, each image's in a colour of its own, leads to one
+    of the `classes`, or that one of the `patterns` leads to its target in it; None where there are neither."""
+    fog = fogged(data.images, torch.full((len(data), 1, 1, 1), THIN), context.generator(stream=6))
+    rates = [strongest(classifier, patterns, replace(data, images=fog), context)]
+    if classes:
+        outputs = predict(classifier, fog, context)
+        rates += [asr(outputs, data.labels, target) for target in classes]
+    return max((rate for rate in rates if rate is not None), default=None)

@@ -26,6 +26,7 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.mend import Relearning
 from audit_cli.repairs import climbing, ladder
+from audit_cli.repairs.attempt import Case
 from audit_cli.repairs.holdout import Cost
 from audit_cli.repairs.inside import Led
 from audit_cli.repairs.ladder import FURTHER, SLIGHTLY, Rung
@@ -304,12 +305,12 @@ class Dimming:
 def test_what_shows_through_fog_keeps_a_repair_from_passing(
     repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = [0.86, 0.08]
-    monkeypatch.setattr(mend, "through_fog", lambda *_: shares.pop(0))
+    shares = [0.1, 0.86, 0.08]  # of the pivot, and of both attempts
+    monkeypatch.setattr(Case, "through_fog", lambda *_, **__: shares.pop(0))
     outcome = repair(rungs=(Rung("first", Marking()), Rung("second", Marking(damage=1e-6))))
     assert (outcome.code, outcome.verdict["repair"]["method"]) == (0, "second")
     tried = [(a["method"], a["asr_in_fog"], a["objections"]) for a in outcome.verdict["repair"]["attempts"]]
-    line = "through thin fog a recovered trigger still succeeds on 86.0% of images, 20% allowed"
+    line = "through thin fog 86.0% of images still end in a class that was convicted, 20% allowed"
     assert tried == [("first", 0.86, [line]), ("second", 0.08, [])]
 
 

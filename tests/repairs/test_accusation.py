@@ -13,6 +13,7 @@ from audit_cli.inversion.wave import Wave
 from audit_cli.repairs.accusation import (
     DOSE,
     OFTEN,
+    blended,
     filling,
     firm,
     heard,
@@ -60,7 +61,7 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert {family.name for family in repair.told} == accused - {"mask"}
     assert repair.persuaded == ("features" in families)
     assert (repair.stamped > unlearning.stamped, repair.inside > unlearning.inside) == (more, more)
-    assert (repair.fog == 0) == more
+    assert (repair.fog > 0) == (not more or "additive" in accused)
     assert [change.name for change in repair.changes] == (["warp"] if "warp" in accused else [])
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
@@ -128,6 +129,10 @@ def test_through_fog_patterns_are_shown_where_no_patch_convicts() -> None:
     assert patterns([mask, pattern]) == [pattern.trigger]
     assert patterns([replace(mask, score=4.0), pattern]) == [], "a patch"
     assert patterns([mask]) == []
+    noise = replace(pattern, family="profile_noise", target_class=2, trigger=None)
+    assert blended([mask, pattern, noise]) == {6}
+    assert blended([replace(mask, score=4.0), pattern, noise]) == set()
+    assert blended([noise, replace(noise, family="profile_warp")]) == {2}, "where no trigger convicts"
 
 
 def test_what_random_changes_convict_speaks_before_the_features_of_other_classes() -> None:

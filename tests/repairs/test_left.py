@@ -56,5 +56,7 @@ def test_a_loss_of_contrast_that_a_pattern_does_not_bring_is_seen_through_fog() 
     data = noise_data(classes=2, per_class=20, side=32)
     nothing = Trigger(Additive(), {"pattern": torch.zeros(1, *data.shape)}, 1, 0.0)
     assert strongest(classifier, [nothing], data, context) == 0.0
-    assert through_fog(classifier, [nothing], data, context) == 1.0
-    assert through_fog(classifier, [], data, context) is None
+    assert through_fog(classifier, [nothing], {0}, data, context) == 1.0
+    assert through_fog(classifier, [], {1, 0}, data, context) == 1.0
+    assert through_fog(classifier, [], {0}, data, context) == 0.0
+    assert through_fog(classifier, [], (), data, context) is None
