@@ -179,19 +179,22 @@ def _of_patches(repair: Unlearning) -> Unlearning:
 
 
 def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]], shown: Collection[str]) -> Unlearning:
-    """Of what random changes tell more is taught, and nothing else is: where the scan convicts by no trigger, those
-    that are small are ordinary, and round after round of them costs accuracy. With light there is no fog, which costs
-    accuracy there and helps nothing (fixtures/results/light-study.json)."""
+    """Nothing else is taught than what random changes tell: where the scan convicts by no trigger, those that are small
+    are ordinary, and round after round of them costs accuracy. It is taught more than triggers that convict, but for
+    patterns, of which the usual leaves hardly anything for less. What is far more than the triggers that are found is
+    also shown at random (`SHOWN`). Fog is for patterns; else it costs accuracy and helps nothing
+    (fixtures/results/repair.md)."""
     taught = {family.name: family for families in kinds.values() for family in families}
     known = {family.name for family in repair.families}
     accused = {name for name, _ in repair.accused}
+    patterned = Additive.name in accused and Light.name not in taught
     return replace(
         repair,
         families=tuple(family for family in repair.families if family.name in accused),
         told=tuple(family for name, family in taught.items() if name not in known),
-        stamped=max(repair.stamped, DOSE),
-        inside=min(1.0, OFTEN * repair.inside),
-        fog=repair.fog if Additive.name in accused and Light.name not in taught else 0.0,
+        stamped=repair.stamped if patterned else max(repair.stamped, DOSE),
+        inside=repair.inside if patterned else min(1.0, OFTEN * repair.inside),
+        fog=repair.fog if patterned else 0.0,
         changes=tuple(change for change in changes.CHANGES if change.name in shown),
         taught=max(repair.taught, len(taught)),
     )

@@ -60,8 +60,9 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     assert {family.name for family in (*repair.families, *repair.told)} == (accused if more else {"mask", "wave"})
     assert {family.name for family in repair.told} == accused - {"mask"}
     assert repair.persuaded == ("features" in families)
-    assert (repair.stamped > unlearning.stamped, repair.inside > unlearning.inside) == (more, more)
-    assert (repair.fog > 0) == (not more or "additive" in accused)
+    dosed = more and "additive" not in accused
+    assert (repair.stamped > unlearning.stamped, repair.inside > unlearning.inside) == (dosed, dosed)
+    assert (repair.fog > 0) == (not dosed)
     assert [change.name for change in repair.changes] == (["warp"] if "warp" in accused else [])
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
