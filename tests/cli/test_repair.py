@@ -314,6 +314,22 @@ def test_what_shows_through_fog_keeps_a_repair_from_passing(
     assert tried == [("first", 0.86, [line]), ("second", 0.08, [])]
 
 
+@pytest.mark.parametrize(("led", "tried"), [(0.9, ["foggy"]), (0.1, ["clear", "foggy"]), (None, ["clear", "foggy"])])
+def test_a_model_that_fog_alone_leads_to_the_class_of_a_pattern_is_taught_in_fog_at_once(
+    repair: Repair, monkeypatch: pytest.MonkeyPatch, led: float | None, tried: list[str]
+) -> None:
+    def called(self: Unlearning, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch) -> Classifier:
+        return Marking(mark=MARK if self.steps == 8 else 0.0)(pivot, trusted, context, watch)
+
+    monkeypatch.setattr(Unlearning, "__call__", called)
+    monkeypatch.setattr(Unlearning, "survey", lambda *_: Survey((), (), {"mask": 1.0}))
+    monkeypatch.setattr(Case, "through_fog", lambda self, model, data, *, alone=False: led if alone else 0.0)
+    monkeypatch.setattr(climbing, "told", lambda unlearning, *_: unlearning)
+    outcome = repair(rungs=(Rung("clear", Unlearning(steps=7)), Rung("foggy", Unlearning(steps=8, fog=0.4))))
+    assert outcome.code == 0
+    assert [attempt["method"] for attempt in outcome.verdict["repair"]["attempts"]] == tried
+
+
 def test_what_random_changes_still_show_keeps_a_repair_from_passing(
     repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
