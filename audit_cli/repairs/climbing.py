@@ -74,8 +74,9 @@ class Climbing:
     def _suited(self, ladder: Sequence[Rung]) -> list[Rung]:
         """The rungs; of a pivot that fog alone leads to the class of a blended pattern those in fog, if there are."""
         led = self.case.through_fog(self.case.subject.classifier, self.case.fit, alone=True)
-        foggy = [rung for rung in ladder if isinstance(rung.repair, Unlearning) and rung.repair.fog]
-        return foggy if foggy and led is not None and led > self.case.policy.max_asr_inside else list(ladder)
+        if led is None or led <= self.case.policy.max_asr_inside:
+            return list(ladder)
+        return [rung for rung in ladder if getattr(self._told(rung, by_clean_models), "fog", 0.0)] or list(ladder)
 
     def _told(self, rung: Rung, silent: Callable[[Finding], bool]) -> WatchedRepair:
         """The repair of `rung`, told what the scan says and suited to the network. silent: `compared` in `told`."""
