@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from audit_cli.calibration import named
@@ -30,8 +30,6 @@ KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
     changes.WAVES.name: (Wave(),),
 }
 RISES = {f"{Profile.name}_{change}": change for change in KINDS}  # family of findings -> the change
-# Ours: what is also shown at random. Of patches and patterns those that are found leave little.
-SHOWN = frozenset({changes.Flow.name})
 MASKS = frozenset({Mask.name, SourceMask.name})
 # Ours: share of a batch that is stamped where only a kind is known, or one source class; half leaves more (development,
 # Refool).
@@ -71,7 +69,7 @@ def told(
     )
     repair = _of_one_source(repair)
     if kinds:
-        return _of_kinds(repair, kinds, SHOWN & {change for _, change in risen(convicting)})
+        return _of_kinds(repair, kinds)
     return _of_patches(repair) if patches(triggered) else repair
 
 
@@ -178,12 +176,11 @@ def _of_patches(repair: Unlearning) -> Unlearning:
     return replace(repair, fog=0.0, inside=min(1.0, OFTEN * repair.inside))
 
 
-def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]], shown: Collection[str]) -> Unlearning:
+def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]]) -> Unlearning:
     """Nothing else is taught than what random changes tell: where the scan convicts by no trigger, those that are small
     are ordinary, and round after round of them costs accuracy. It is taught more than triggers that convict, but for
-    patterns, of which the usual leaves hardly anything for less. What is far more than the triggers that are found is
-    also shown at random (`SHOWN`). Fog is for patterns; else it costs accuracy and helps nothing
-    (fixtures/results/repair.md)."""
+    patterns, of which the usual leaves hardly anything for less. Warps are also shown at random: those that are found
+    are far from all that the class may answer to. Fog is for patterns (fixtures/results/repair.md)."""
     taught = {family.name: family for families in kinds.values() for family in families}
     known = {family.name for family in repair.families}
     accused = {name for name, _ in repair.accused}
@@ -195,7 +192,7 @@ def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]], 
         stamped=repair.stamped if patterned else max(repair.stamped, DOSE),
         inside=repair.inside if patterned else min(1.0, OFTEN * repair.inside),
         fog=repair.fog if patterned else 0.0,
-        changes=tuple(change for change in changes.CHANGES if change.name in shown),
+        changes=(changes.Flow(),) if Warp.name in taught else (),
         taught=max(repair.taught, len(taught)),
     )
 

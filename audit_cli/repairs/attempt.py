@@ -98,9 +98,7 @@ class Attempt:
     asr_before: float | None  # the largest of the triggers recovered from the pivot
     asr: float | None
     inside: Led | None  # the same of their features, moved further inside the network
-    through_fog: (
-        float | None
-    )  # the share of images that thin fog leads to a class of blended patterns, with these or without
+    through_fog: float | None  # share of images in thin fog that end in the class of a blended pattern
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     doubts: tuple[str, ...]  # why it cannot be told whether it passes
     curve: Trajectory

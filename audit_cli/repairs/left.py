@@ -1,8 +1,8 @@
 """What is left of the recovered triggers, put on images as a stranger would, in fog too; inside the network: inside.py.
 
 A blended pattern takes contrast away as no recovered one does, so a network may have learnt that a loss of contrast
-belongs to the backdoor. What is recovered without it is then too little to unlearn: of a repaired model that obeyed on
-4 % of images, through thin fog 88 % did, and 78 % with the true trigger (digits-blend; fixtures/results/repair.md).
+belongs to the backdoor. What is recovered without it is then too little to unlearn: a repaired model obeyed on 2 % of
+images, but on 78 % through thin fog, and on 71 % with the true trigger (digits-blend, fixtures/results/fog-study.json).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from audit_cli.metrics import asr, predict
 from audit_cli.repairs.stamping import fogged
 from audit_cli.types import Context, Trigger, TrustedData
 
-THIN = 0.2  # ours: share of the colour; twice as much leads repaired networks that obey nothing to some class
+THIN = 0.2  # ours: share of the colour; twice as much leads repaired networks to a class by itself (development)
 
 
 def strongest(

@@ -103,7 +103,7 @@ class Unlearning:
     clip: float = 1.0  # ours
     exaggerated: float = 2.0  # ours: the smallest trigger that works is weaker than the true one
     mixed: float = 0.5  # ours: largest share of a second image in the first; Zhang et al., mixup, 2018
-    changed: float = 0.25  # ours: share of every batch under `changes`; half leaves as much for the same accuracy
+    changed: float = 0.25  # ours: share of every batch under `changes`; half leaves as much for it (development, WaNet)
     fog: float = 0.0  # largest share of a colour in half of the pupil's images
     # The next three: what is taught inside the network, on every other step or so.
     inside: float = 0.25  # ours: share of such steps; half costs accuracy and leaves hardly less (development)
