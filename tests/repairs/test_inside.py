@@ -59,7 +59,7 @@ def test_a_trigger_that_was_not_recovered_goes_with_the_one_that_was(inside: flo
         inside=inside, stamped=0.5, fog=0.0, steps=200, lr=0.01, clip=1.0, batch=24, pad=0, flip=False
     )
     cuts = dict.fromkeys(within(pivot, data.images), settings.deeper) if inside else {}
-    repaired = settings._unlearn(pivot, pivot, [recovered], cuts, data, CPU, lambda step, classifier: None, 0)
+    repaired = settings.teach(pivot, pivot, [recovered], cuts, data, CPU)
     assert cda(predict(repaired, data.images, CPU), data.labels) == 1.0
     assert success(repaired, recovered, data) <= 0.05
     assert (success(repaired, true, data) <= 0.05) is gone
@@ -134,7 +134,7 @@ def test_lessons_begin_where_everything_passes_half_way_and_last() -> None:
 def test_the_head_is_taught_where_it_is_easily_persuaded(persuaded: bool, taught: dict[str, float]) -> None:
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     classifier = Classifier(Branched(), "fc", arch="branched").frozen()
-    assert Unlearning(persuaded=persuaded)._cuts(classifier, images) == taught
+    assert Unlearning(persuaded=persuaded).cuts(classifier, images) == taught
 
 
 def test_a_fed_network_answers_to_what_it_is_fed() -> None:

@@ -92,13 +92,13 @@ def test_a_wave_is_taught_and_looked_for_again() -> None:
 def test_what_it_is_told_of_is_searched_in_accused_classes_and_taught_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lessons: list[Sequence[Trigger]] = []
 
-    def unlearn(
+    def teach(
         self: Unlearning, model: Classifier, anchor: Classifier, lesson: Sequence[Trigger], *_: object
     ) -> Classifier:
         lessons.append(list(lesson))
         return model
 
-    monkeypatch.setattr(Unlearning, "_unlearn", unlearn)
+    monkeypatch.setattr(Unlearning, "teach", teach)
     fine, coarse = Light(side=4, success=0.1), Light(side=2, success=0.1, name="coarse_light")
     accused = frozenset({("light", 1), ("coarse_light", 1)})
     settings = Unlearning(
@@ -207,7 +207,7 @@ def test_the_pupil_alone_sees_random_changes_and_on_so_many_images_of_a_batch() 
     )  # fmt: skip
     trigger = Trigger(Mask(), {"mask": torch.full((1, 1, 6, 6), -9.0), "pattern": torch.zeros(1, 3, 6, 6)}, 0, 1.0)
     pupil = pivot.clone()
-    settings._unlearn(pupil, pivot, [trigger], {}, data, CPU, lambda step, classifier: None, 0)
+    settings.teach(pupil, pivot, [trigger], {}, data, CPU)
     painted = [int((images == 0.5).flatten(1).all(1).sum()) for images in seen if len(images) == 16]
     assert sorted(painted) == [0, 8]
 
@@ -220,10 +220,10 @@ def normalised() -> Classifier:
 
 def test_how_a_network_is_tuned_depends_on_its_normalisation() -> None:
     settings = Unlearning(adam_lr=0.768)
-    plain, other = settings._fit(small(), (3, 16, 16)), settings._fit(normalised(), (3, 16, 16))
+    plain, other = settings.fit(small(), (3, 16, 16)), settings.fit(normalised(), (3, 16, 16))
     assert plain == replace(FIT, optimiser="sgd", steps=settings.steps, lr=settings.lr, pad=settings.pad)
     assert other == replace(FIT, optimiser="adam", steps=2 * settings.steps, lr=1e-3, pad=2)
-    assert settings._fit(normalised(), (3, 224, 224)).pad == settings.pad
+    assert settings.fit(normalised(), (3, 224, 224)).pad == settings.pad
 
 
 def test_a_layer_normalised_network_is_taught_at_the_image_alone_and_more_often() -> None:
