@@ -186,7 +186,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
             f"{policy.max_asr_inside:.0%} allowed"
         )
     alpha = policy.rules[RULE].alpha
-    objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context)
+    objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context, price.views)
     findings = [] if objections else rescan(case, repaired, context)
     verdict, doubts = ("FAIL", ()) if objections else judged(case, findings, untold)
     return Attempt(

@@ -6,7 +6,7 @@ models'.
 
 from audit_cli.calibration.domain import Domain, kind, named
 from audit_cli.calibration.files import candidates, read
-from audit_cli.calibration.models import LEAST, Calibration, Clean
+from audit_cli.calibration.models import LEAST, Calibration, Clean, Scores
 from audit_cli.calibration.scores import (
     ONLY_COMPARED,
     RULE,
@@ -25,6 +25,7 @@ __all__ = [
     "Calibration",
     "Clean",
     "Domain",
+    "Scores",
     "candidates",
     "clean_model",
     "fingerprints",

@@ -8,17 +8,25 @@ that a trigger convicts is asked by the trigger: the rise there need not be the 
 
 Only under the change. What the class is like on unchanged images is the pivot's, which a repair holds on to, so a
 repaired network stays odd among clean ones, and a rescan is judged by thresholds.
+
+The clean models were scored on more images than are held out, and on few images a random change shows one thing in one
+draw and another in the next. So every image is changed in several views (holdout.py), in each at random anew, and what
+counts is the mean over them (fixtures/results/acquittal-study.json).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from statistics import fmean
 
-from audit_cli.calibration import Calibration, named, scores_of
+from audit_cli.calibration import LEAST, Calibration, Scores, named, scores_of
 from audit_cli.classifier import Classifier
 from audit_cli.detectors.calibrated import answers
 from audit_cli.detectors.profile import Profile
 from audit_cli.repairs.accusation import risen
+from audit_cli.repairs.holdout import VIEWS, View, viewed
 from audit_cli.report.sanitise import clean
 from audit_cli.types import Context, Finding, TrustedData
 
@@ -38,17 +46,17 @@ def still_risen(
     calibration: Calibration | None,
     alpha: float | None,
     context: Context,
+    views: Sequence[View] = VIEWS[:1],
 ) -> list[str]:
     """What of the `convicting` findings a random change still shows among the calibration's clean models, a line each;
-    none where no random change convicted."""
-    profile = Profile()
+    none where no random change convicted. views: in which the held-out images are changed."""
     told = asked_again(convicting)
     if not told or calibration is None or alpha is None:
         return []
-    scores = scores_of(answers(profile, repaired, holdout, context))
+    scores = over_views(repaired, holdout, {change for _, change in told}, views, context)
     lines = []
     for finding, change in told:
-        family, name = f"{profile.name}_{change}", finding.target_name or ""
+        family, name = f"{Profile.name}_{change}", finding.target_name or ""
         p = calibration.only({family}).p_values(scores).get((family, named(name)), 1.0)
         if p <= alpha:
             lines.append(
@@ -56,3 +64,18 @@ def still_risen(
                 f"(p-value {p:.2g}, {alpha:.2g} accepted)"
             )
     return lines
+
+
+def over_views(
+    classifier: Classifier, data: TrustedData, changes: Collection[str], views: Sequence[View], context: Context
+) -> Scores:
+    """What the profile scores under the `changes`, by family and class name: the geometric mean over the `views` of the
+    images. The classifier is frozen and on the context's device."""
+    profile = Profile()
+    profile = replace(profile, changes=tuple(change for change in profile.changes if change.name in changes))
+    each = []
+    for k, view in enumerate(views):
+        shown = replace(data, images=viewed(data.images, view))
+        each.append(scores_of(answers(profile, classifier, shown, replace(context, seed=context.seed + k))))
+    known = set.intersection(*map(set, each))
+    return {key: math.exp(fmean(math.log(max(scores[key], LEAST)) for scores in each)) for key in sorted(known)}

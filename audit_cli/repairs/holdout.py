@@ -61,12 +61,14 @@ def images_needed(drop: float, disagreement: float = LEAST_DISAGREEMENT, z: floa
 
 class Cost(NamedTuple):
     """Clean accuracy on a holdout before and after a repair, in [0, 1], over the views of every image; the paired drop
-    with its 95 % interval, which also weighs how sure the models are and need not be the difference; and d."""
+    with its 95 % interval, which also weighs how sure the models are and need not be the difference; d; and the views,
+    on which the pivot is as good."""
 
     before: float
     after: float
     drop: tuple[float, float, float]
     disagreement: float
+    views: tuple[View, ...] = VIEWS[:1]
 
     def exceeds(self, limit: float) -> bool:
         """Is more lost than `limit`? A mean of shares can come out a rounding error above what it is."""
@@ -78,10 +80,11 @@ def cost(pivot: Classifier, repaired: Classifier, holdout: TrustedData, context:
     worse than on the images as they are is left out: it was not trained for that."""
     right, old = _answers(pivot, VIEWS, holdout, context)
     usable = [k for k in range(len(VIEWS)) if paired_drop(right[0] - right[k])[1] <= 0]
-    still, new = _answers(repaired, [VIEWS[k] for k in usable], holdout, context)
+    views = tuple(VIEWS[k] for k in usable)
+    still, new = _answers(repaired, views, holdout, context)
     right = right[usable]
     less = _lost([old[k] for k in usable] if old else [], new, holdout.labels, (right - still).mean(0))
-    return Cost(float(right.mean()), float(still.mean()), paired_drop(less), float(less.square().mean()))
+    return Cost(float(right.mean()), float(still.mean()), paired_drop(less), float(less.square().mean()), views)
 
 
 def _lost(old: Sequence[Tensor], new: Sequence[Tensor], labels: Tensor, counted: Tensor) -> Tensor:

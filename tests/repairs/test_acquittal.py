@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from toys import noise_data, small
+from torch import Tensor
+from toys import Planted, noise_data, small
 
 from audit_cli.calibration import Calibration, Clean, Domain
+from audit_cli.classifier import Classifier
+from audit_cli.detectors.profile import Profile
 from audit_cli.inversion.mask import Mask
 from audit_cli.repairs import acquittal
-from audit_cli.repairs.acquittal import still_risen
-from audit_cli.types import Context, Finding, Trigger
+from audit_cli.repairs.acquittal import over_views, still_risen
+from audit_cli.repairs.holdout import VIEWS, View, viewed
+from audit_cli.types import Context, Finding, Trigger, TrustedData
 
 CPU = Context()
 DATA = noise_data()
@@ -65,6 +69,44 @@ def test_a_change_that_still_shows_it_does_not(rises: dict[str, float]) -> None:
     assert "random reflection" in line
     assert DATA.class_names[1] in line
     assert "p-value 0.024, 0.05 accepted" in line
+
+
+def test_one_draw_of_random_changes_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one view of ten the class rises far, in the others it does not, or the other way round."""
+    draws: list[float] = []
+    shown: list[Tensor] = []
+
+    def answers(profile: Profile, classifier: Classifier, data: TrustedData, context: Context) -> Iterator[Finding]:
+        shown.append(data.images)
+        value = draws.pop(0)
+        yield from (
+            Finding("BD001", math.exp(value * (t == 1)), "", "calibrated", "profile_reflection", t, name)
+            for t, name in enumerate(data.class_names)
+        )
+
+    monkeypatch.setattr(acquittal, "answers", answers)
+    clean_ones = calibration()
+
+    def risen(values: list[float], views: Sequence[View]) -> list[str]:
+        draws[:] = values
+        return still_risen([convicting()], small(), DATA, clean_ones, 0.05, CPU, views)
+
+    assert len(risen([0.3], VIEWS[:1])) == 1
+    assert risen([0.3] + [-0.03] * 9, VIEWS) == []
+    assert len(risen([-0.03] + [0.3] * 9, VIEWS)) == 1
+    assert torch.equal(shown[0], DATA.images)
+    assert len({images.sum().item() for images in shown[1:11]}) > 1
+    assert all(torch.equal(images, viewed(DATA.images, view)) for images, view in zip(shown[1:11], VIEWS, strict=True))
+
+
+def test_only_the_changes_that_are_asked_about_are_made() -> None:
+    toy = Planted(weight=0)
+    model, data = toy.classifier().frozen(), toy.data()
+    scores = over_views(model, data, {"warp"}, VIEWS[:2], CPU)
+    assert {family for family, _ in scores} == {"profile", "profile_warp"}
+    one, other = (over_views(model, data, {"warp"}, [view], replace(CPU, seed=k)) for k, view in enumerate(VIEWS[:2]))
+    key = "profile_warp", data.class_names[0]
+    assert scores[key] == pytest.approx(math.sqrt(one[key] * other[key]))
 
 
 def test_only_what_convicted_is_compared(rises: dict[str, float]) -> None:
