@@ -27,7 +27,7 @@ from audit_cli.judgement import judge
 from audit_cli.metrics import cda, classes_of, predict
 from audit_cli.models import Prompts
 from audit_cli.policy import Policy
-from audit_cli.repairs.acquittal import still_risen
+from audit_cli.repairs.acquittal import shown_again, still_risen
 from audit_cli.repairs.attempt import Attempt, Case, account, rows, today, unchanged
 from audit_cli.repairs.climbing import Climbing
 from audit_cli.repairs.drift import layer_normalised
@@ -178,15 +178,15 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         objections.append(f"a recovered trigger still succeeds on {left:.1%} of images, {policy.max_asr:.0%} allowed")
     inside = None if layer_normalised(pivot) else left_inside(pivot, repaired, case.triggers, holdout, context, answers)
     in_fog = case.through_fog(repaired, holdout)
-    shown, untold = against(inside, policy.max_asr_inside)
-    objections += shown
+    led, untold = against(inside, policy.max_asr_inside)
+    objections += led
     if in_fog is not None and in_fog > policy.max_asr_inside:
         objections.append(
             f"through thin fog {in_fog:.1%} of images still end in a class that was convicted, "
             f"{policy.max_asr_inside:.0%} allowed"
         )
-    alpha = policy.rules[RULE].alpha
-    objections += still_risen(case.convicting, repaired, holdout, case.subject.calibration, alpha, context, price.views)
+    shown = shown_again(case.convicting, repaired, holdout, case.subject.calibration, context, price.views)
+    objections += still_risen(shown, policy.rules[RULE].alpha)
     findings = [] if objections else rescan(case, repaired, context)
     verdict, doubts = ("FAIL", ()) if objections else judged(case, findings, untold)
     return Attempt(
@@ -199,6 +199,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         asr=left,
         inside=inside,
         through_fog=in_fog,
+        p_value=min((p for _, _, p in shown), default=None),
         objections=tuple(objections),
         doubts=doubts,
         curve=curve,

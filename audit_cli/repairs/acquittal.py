@@ -20,6 +20,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 from audit_cli.calibration import LEAST, Calibration, Scores, named, scores_of
 from audit_cli.classifier import Classifier
@@ -39,31 +40,44 @@ def asked_again(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
     return [(finding, change) for finding, change in told if finding.target_class not in triggered]
 
 
-def still_risen(
+class Shown(NamedTuple):
+    """What a change still shows: p, the chance at most that a clean model shows the class as likely under it."""
+
+    change: str
+    name: str
+    p: float
+
+
+def shown_again(
     convicting: Sequence[Finding],
     repaired: Classifier,
     holdout: TrustedData,
     calibration: Calibration | None,
-    alpha: float | None,
     context: Context,
     views: Sequence[View] = VIEWS[:1],
-) -> list[str]:
-    """What of the `convicting` findings a random change still shows among the calibration's clean models, a line each;
-    none where no random change convicted. views: in which the held-out images are changed."""
+) -> list[Shown]:
+    """What random changes show of the `convicting` findings among the calibration's clean models; nothing where none
+    convicted. views: in which the held-out images are changed."""
     told = asked_again(convicting)
-    if not told or calibration is None or alpha is None:
+    if not told or calibration is None:
         return []
     scores = over_views(repaired, holdout, {change for _, change in told}, views, context)
-    lines = []
+    shown = []
     for finding, change in told:
         family, name = f"{Profile.name}_{change}", finding.target_name or ""
         p = calibration.only({family}).p_values(scores).get((family, named(name)), 1.0)
-        if p <= alpha:
-            lines.append(
-                f"random {change} still makes class {clean(name, 60)} more likely than on clean models "
-                f"(p-value {p:.2g}, {alpha:.2g} accepted)"
-            )
-    return lines
+        shown.append(Shown(change, name, p))
+    return shown
+
+
+def still_risen(shown: Sequence[Shown], alpha: float | None) -> list[str]:
+    """What of it speaks against a repair, a line each."""
+    return [
+        f"random {change} still makes class {clean(name, 60)} more likely than on clean models "
+        f"(p-value {p:.2g}, {alpha:.2g} accepted)"
+        for change, name, p in shown
+        if alpha is not None and p <= alpha
+    ]
 
 
 def over_views(

@@ -99,6 +99,7 @@ class Attempt:
     asr: float | None
     inside: Led | None  # the same of their features, moved further inside the network
     through_fog: float | None  # share of images in thin fog that end in the class of a blended pattern
+    p_value: float | None  # of the classes that random changes convicted, under these: the smallest
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     doubts: tuple[str, ...]  # why it cannot be told whether it passes
     curve: Trajectory
@@ -120,6 +121,7 @@ class Attempt:
             "asr": self.asr,
             "asr_inside": self.inside and self.inside.share,
             "asr_in_fog": self.through_fog,
+            "p_value": self.p_value,
             "score": highest(self.findings),
             "objections": [*self.objections, *self.doubts, *refused],
         }

@@ -26,6 +26,7 @@ from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.mend import Relearning
 from audit_cli.repairs import climbing, ladder
+from audit_cli.repairs.acquittal import Shown
 from audit_cli.repairs.attempt import Case
 from audit_cli.repairs.holdout import Cost
 from audit_cli.repairs.inside import Led
@@ -333,14 +334,15 @@ def test_a_model_that_fog_alone_leads_to_the_class_of_a_pattern_is_taught_in_fog
 def test_what_random_changes_still_show_keeps_a_repair_from_passing(
     repair: Repair, detector: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [["random noise still makes class 3 more likely"], []]
-    monkeypatch.setattr(mend, "still_risen", lambda *_: lines.pop(0))
+    shown = [[Shown("noise", "3", 0.02), Shown("warp", "3", 0.3)], [Shown("noise", "3", 0.4)]]
+    monkeypatch.setattr(mend, "shown_again", lambda *_: shown.pop(0))
     rungs = (Rung("first", Marking()), Rung("the same", Marking()), Rung("second", Marking(damage=1e-6)))
     outcome = repair(rungs=rungs)
     assert (outcome.code, outcome.verdict["repair"]["method"]) == (0, "second")
     assert len(detector.seeds) == 2, "the first is not scanned again"
-    tried = [(a["method"], a["score"], a["objections"]) for a in outcome.verdict["repair"]["attempts"]]
-    assert tried == [("first", None, ["random noise still makes class 3 more likely"]), ("second", 1.0, [])]
+    tried = [(a["method"], a["score"], a["p_value"], a["objections"]) for a in outcome.verdict["repair"]["attempts"]]
+    line = "random noise still makes class 3 more likely than on clean models (p-value 0.02, 0.05 accepted)"
+    assert tried == [("first", None, 0.02, [line]), ("second", 1.0, 0.4, [])]
 
 
 @pytest.mark.parametrize("traceless", [False, True])

@@ -16,7 +16,7 @@ from audit_cli.classifier import Classifier
 from audit_cli.detectors.profile import Profile
 from audit_cli.inversion.mask import Mask
 from audit_cli.repairs import acquittal
-from audit_cli.repairs.acquittal import over_views, still_risen
+from audit_cli.repairs.acquittal import over_views, shown_again, still_risen
 from audit_cli.repairs.holdout import VIEWS, View, viewed
 from audit_cli.types import Context, Finding, Trigger, TrustedData
 
@@ -56,7 +56,7 @@ def rises(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def objections(*findings: Finding, alpha: float | None = 0.05, by: Calibration | None = None) -> list[str]:
-    return still_risen(findings, small(), DATA, by, alpha, CPU)
+    return still_risen(shown_again(findings, small(), DATA, by, CPU), alpha)
 
 
 def test_a_change_that_shows_nothing_more_acquits(rises: dict[str, float]) -> None:
@@ -89,7 +89,7 @@ def test_one_draw_of_random_changes_does_not_decide(monkeypatch: pytest.MonkeyPa
 
     def risen(values: list[float], views: Sequence[View]) -> list[str]:
         draws[:] = values
-        return still_risen([convicting()], small(), DATA, clean_ones, 0.05, CPU, views)
+        return still_risen(shown_again([convicting()], small(), DATA, clean_ones, CPU, views), 0.05)
 
     assert len(risen([0.3], VIEWS[:1])) == 1
     assert risen([0.3] + [-0.03] * 9, VIEWS) == []

@@ -53,7 +53,7 @@ def test_passing_then_few_objections_then_little_over_the_limits(better: Attempt
 )
 def test_an_attempt_that_does_not_pass_says_why(verdict: str, objections: int, told: list[str]) -> None:
     found = replace(attempt(0.01, None, verdict, objections), rung="unlearning", findings=())
-    figures = {"cda_drop": 0.01, "asr": None, "asr_inside": None, "asr_in_fog": None, "score": None}
+    figures = {"cda_drop": 0.01, "asr": None, "asr_inside": None, "asr_in_fog": None, "p_value": None, "score": None}
     assert found.told == {"method": "unlearning", **figures, "objections": told}
 
 
