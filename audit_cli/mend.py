@@ -199,7 +199,7 @@ def examine(case: Case, rung: str, tuned: Classifier, curve: Trajectory, context
         asr=left,
         inside=inside,
         through_fog=in_fog,
-        p_value=min((p for _, _, p in shown), default=None),
+        shown=tuple(shown),
         objections=tuple(objections),
         doubts=doubts,
         curve=curve,

@@ -51,15 +51,17 @@ def told(
     convicting: Sequence[Finding],
     names: Sequence[str] = (),
     compared: Callable[[Finding], bool] = by_clean_models,
+    every_kind: bool = True,
 ) -> WatchedRepair:
     """`repair`, knowing which families and classes the scan convicted, where that is of use to it. It finds triggers
     anew, on the images it may use. names: of the classes, in which a finding tells the source that is unusual.
-    compared: does a finding convict beside clean models only?"""
+    compared: does a finding convict beside clean models only? every_kind: where random changes alone convict, is what
+    each of them tells taught, or of each class the first of `convicting`, the oddest?"""
     if not isinstance(repair, Unlearning):
         return repair
     convicting = heard(convicting)
     triggered = [finding for finding in convicting if finding.trigger]
-    kinds = {} if triggered else _kinds(convicting)
+    kinds = {} if triggered else _kinds(convicting, every_kind)
     speaking = certain(firm(convicting, compared))
     repair = replace(
         repair,
@@ -255,10 +257,11 @@ def risen(convicting: Sequence[Finding]) -> list[tuple[Finding, str]]:
     return [(finding, RISES[finding.beside]) for finding in convicting if finding.beside in RISES]
 
 
-def _kinds(convicting: Sequence[Finding]) -> dict[int, list[TriggerFamily]]:
-    """The classes that random changes convict, each with the families of trigger that leave such a trace."""
+def _kinds(convicting: Sequence[Finding], every: bool) -> dict[int, list[TriggerFamily]]:
+    """The classes that random changes convict, each with the families of trigger that leave such a trace, of all of
+    them or of the first."""
     found: dict[int, list[TriggerFamily]] = {}
     for finding, change in risen(convicting):
-        if finding.target_class is not None:
+        if finding.target_class is not None and (every or finding.target_class not in found):
             found.setdefault(finding.target_class, []).extend(KINDS[change])
     return found

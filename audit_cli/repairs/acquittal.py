@@ -80,6 +80,12 @@ def still_risen(shown: Sequence[Shown], alpha: float | None) -> list[str]:
     ]
 
 
+def another_shows(shown: Sequence[Shown], alpha: float | None) -> bool:
+    """Does a change that is not the oddest one of its class, the first, speak against a repair?"""
+    others = [other for k, other in enumerate(shown) if any(before.name == other.name for before in shown[:k])]
+    return bool(still_risen(others, alpha))
+
+
 def over_views(
     classifier: Classifier, data: TrustedData, changes: Collection[str], views: Sequence[View], context: Context
 ) -> Scores:

@@ -12,7 +12,7 @@ from audit_cli.classifier import Classifier
 from audit_cli.judgement import EXIT_CODES, PASS_REASON, judge, suspicion
 from audit_cli.policy import Policy
 from audit_cli.repairs.accusation import blended, patterns, recovered, together
-from audit_cli.repairs.acquittal import asked_again
+from audit_cli.repairs.acquittal import Shown, asked_again
 from audit_cli.repairs.drift import layer_normalised
 from audit_cli.repairs.holdout import STEP, Cost, images_needed
 from audit_cli.repairs.inside import Led
@@ -99,7 +99,7 @@ class Attempt:
     asr: float | None
     inside: Led | None  # the same of their features, moved further inside the network
     through_fog: float | None  # share of images in thin fog that end in the class of a blended pattern
-    p_value: float | None  # of the classes that random changes convicted, under these: the smallest
+    shown: tuple[Shown, ...]  # of the classes that random changes alone convicted, under these
     objections: tuple[str, ...]  # what keeps it from passing, besides the rescan
     doubts: tuple[str, ...]  # why it cannot be told whether it passes
     curve: Trajectory
@@ -121,7 +121,7 @@ class Attempt:
             "asr": self.asr,
             "asr_inside": self.inside and self.inside.share,
             "asr_in_fog": self.through_fog,
-            "p_value": self.p_value,
+            "p_value": min((shown.p for shown in self.shown), default=None),
             "score": highest(self.findings),
             "objections": [*self.objections, *self.doubts, *refused],
         }

@@ -345,6 +345,33 @@ def test_what_random_changes_still_show_keeps_a_repair_from_passing(
     assert tried == [("first", None, 0.02, [line]), ("second", 1.0, 0.4, [])]
 
 
+def test_every_kind_is_taught_once_another_than_the_oddest_still_shows(
+    repair: Repair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(unlearning: Unlearning, convicting: object, names: object, silent: object, every_kind: bool) -> Unlearning:
+        return replace(unlearning, starts=3 if every_kind else 2)
+
+    taught: list[int] = []
+
+    def called(self: Unlearning, pivot: Classifier, trusted: TrustedData, context: Context, watch: Watch) -> Classifier:
+        taught.append(self.starts)
+        return Marking()(pivot, trusted, context, watch)
+
+    surveyed: list[int] = []
+    monkeypatch.setattr(Unlearning, "__call__", called)
+    monkeypatch.setattr(Unlearning, "survey", lambda self, *_: surveyed.append(self.starts) or Survey((), (), {}))
+    monkeypatch.setattr(climbing, "told", told)
+    oddest, other, gone = Shown("noise", "3", 0.02), Shown("warp", "3", 0.02), Shown("warp", "3", 0.5)
+    shown = [[oddest, gone], [oddest, other], [Shown("noise", "3", 0.5), gone]]
+    monkeypatch.setattr(mend, "shown_again", lambda *_: shown.pop(0))
+    outcome = repair(rungs=(Rung("first", Unlearning(steps=7)), Rung("second", Unlearning(steps=8))))
+    assert outcome.code == 0
+    tried = [attempt["method"] for attempt in outcome.verdict["repair"]["attempts"]]
+    assert tried == ["first", "second", "second, every kind"]
+    assert taught == [2, 2, 3]
+    assert surveyed == [2, 3], "other kinds are searched for"
+
+
 @pytest.mark.parametrize("traceless", [False, True])
 def test_a_repair_says_when_no_trigger_was_there_to_measure_it_by(
     repair: Repair, detector: Stub, traceless: bool

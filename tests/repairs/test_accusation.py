@@ -9,6 +9,7 @@ import pytest
 from audit_cli.inversion.additive import Additive
 from audit_cli.inversion.mask import Mask
 from audit_cli.inversion.source_mask import SourceMask
+from audit_cli.inversion.warp import Warp
 from audit_cli.inversion.wave import Wave
 from audit_cli.repairs.accusation import (
     DOSE,
@@ -148,6 +149,20 @@ def test_what_random_changes_convict_speaks_before_the_features_of_other_classes
     several = told(unlearning, [*convicting, Finding("BD001", 1.2, "", family="profile_noise", target_class=4)])
     assert isinstance(several, Unlearning)
     assert several.accused == {("warp", 6), ("additive", 4), ("mask", 2)}, "no one target"
+
+
+def test_of_several_changes_that_convict_a_class_the_first_may_be_taught_alone() -> None:
+    convicting = [
+        Finding("BD001", 1.4, "", family=f"profile_{change}", target_class=target)
+        for change, target in (("noise", 6), ("reflection", 6), ("warp", 2))
+    ]
+    unlearning = Unlearning(families=(Mask(), Additive(), Warp()))
+    every, alone = (told(unlearning, convicting, every_kind=every) for every in (True, False))
+    assert isinstance(every, Unlearning)
+    assert isinstance(alone, Unlearning)
+    assert every.accused == {("additive", 6), ("warp", 2), *((family, 6) for family in LIGHT)}
+    assert alone.accused == {("additive", 6), ("warp", 2)}
+    assert not alone.told
 
 
 def test_where_no_change_convicts_by_itself_what_the_one_class_stands_beside_tells_the_kind() -> None:

@@ -16,7 +16,7 @@ from audit_cli.classifier import Classifier
 from audit_cli.detectors.profile import Profile
 from audit_cli.inversion.mask import Mask
 from audit_cli.repairs import acquittal
-from audit_cli.repairs.acquittal import over_views, shown_again, still_risen
+from audit_cli.repairs.acquittal import Shown, another_shows, over_views, shown_again, still_risen
 from audit_cli.repairs.holdout import VIEWS, View, viewed
 from audit_cli.types import Context, Finding, Trigger, TrustedData
 
@@ -133,6 +133,14 @@ def test_a_class_that_a_trigger_convicts_is_asked_by_the_trigger(rises: dict[str
     assert objections(convicting(), triggered, by=calibration()) == []
     elsewhere = replace(triggered, target_class=2, target_name=DATA.class_names[2])
     assert len(objections(convicting(), elsewhere, by=calibration())) == 1
+
+
+def test_whether_another_than_the_oddest_change_of_a_class_shows() -> None:
+    noise, warp, elsewhere = Shown("noise", "cat", 0.02), Shown("warp", "cat", 0.02), Shown("warp", "dog", 0.02)
+    assert another_shows([noise, warp], 0.05)
+    assert not another_shows([noise, elsewhere], 0.05), "each is the oddest of its class"
+    assert not another_shows([noise, warp._replace(p=0.3)], 0.05)
+    assert not another_shows([noise, warp], None)
 
 
 @pytest.mark.parametrize(("alpha", "by"), [(None, calibration()), (0.05, None)])

@@ -22,6 +22,7 @@ def attempt(drop: float, asr: float | None, verdict: str = "FAIL", objections: i
         "asr": asr,
         "verdict": verdict,
         "objections": ("",) * objections,
+        "shown": (),
         "doubts": ("not known",) if verdict == "INCONCLUSIVE" else (),
     }
     return Attempt(**fields)
