@@ -190,7 +190,9 @@ def test_once_a_rescan_has_failed_a_rung_what_is_over_its_threshold_is_taught(
     over = Finding("BD001", 9.0, "", family="mask", target_class=3, p_value=0.04)
     seen: list[bool] = []
 
-    def told(rung: Marking, convicting: object, names: object, compared: Callable[[Finding], bool]) -> Marking:
+    def told(
+        rung: Marking, convicting: object, names: object, compared: Callable[[Finding], bool], every_kind: bool
+    ) -> Marking:
         seen.append(compared(over))
         return rung if seen[-1] or rung != first else other
 
