@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from audit_cli.calibration import named
 from audit_cli.detectors import changes
+from audit_cli.detectors.changes import Change
 from audit_cli.detectors.profile import Profile
 from audit_cli.detectors.shift import Shift
 from audit_cli.inversion.additive import Additive
@@ -30,6 +31,8 @@ KINDS: Mapping[str, tuple[TriggerFamily, ...]] = {
     changes.WAVES.name: (Wave(),),
 }
 RISES = {f"{Profile.name}_{change}": change for change in KINDS}  # family of findings -> the change
+# Families of which few of all that a class may answer to are found: the pupil is shown random changes, too.
+AT_RANDOM: Mapping[str, Change] = {Warp.name: changes.Flow(), Light.name: changes.Reflection()}
 MASKS = frozenset({Mask.name, SourceMask.name})
 # Ours: share of a batch that is stamped where only a kind is known, or one source class; half leaves more (development,
 # Refool).
@@ -181,8 +184,8 @@ def _of_patches(repair: Unlearning) -> Unlearning:
 def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]]) -> Unlearning:
     """Nothing else is taught than what random changes tell: where the scan convicts by no trigger, those that are small
     are ordinary, and round after round of them costs accuracy. It is taught more than triggers that convict, but for
-    patterns, of which the usual leaves hardly anything for less. Warps are also shown at random: those that are found
-    are far from all that the class may answer to. Fog is for patterns (fixtures/results/repair.md)."""
+    patterns, of which the usual leaves hardly anything for less. Warps and reflections are also shown at random
+    (`AT_RANDOM`). Fog is for patterns (fixtures/results/repair.md)."""
     taught = {family.name: family for families in kinds.values() for family in families}
     known = {family.name for family in repair.families}
     accused = {name for name, _ in repair.accused}
@@ -194,7 +197,7 @@ def _of_kinds(repair: Unlearning, kinds: Mapping[int, Sequence[TriggerFamily]]) 
         stamped=repair.stamped if patterned else max(repair.stamped, DOSE),
         inside=repair.inside if patterned else min(1.0, OFTEN * repair.inside),
         fog=repair.fog if patterned else 0.0,
-        changes=(changes.Flow(),) if Warp.name in taught else (),
+        changes=tuple(change for name, change in AT_RANDOM.items() if name in taught),
         taught=max(repair.taught, len(taught)),
     )
 

@@ -64,7 +64,8 @@ def test_the_random_change_that_convicts_tells_what_to_teach(families: list[str]
     dosed = more and "additive" not in accused
     assert (repair.stamped > unlearning.stamped, repair.inside > unlearning.inside) == (dosed, dosed)
     assert (repair.fog > 0) == (not dosed)
-    assert [change.name for change in repair.changes] == (["warp"] if "warp" in accused else [])
+    shown = {change: change in families for change in ("profile_warp", "profile_reflection")}
+    assert [f"profile_{change.name}" for change in repair.changes] == [change for change, is_ in shown.items() if is_]
     assert repair.taught == (max(2, len(accused)) if more else 2)
 
 
